@@ -1,0 +1,24 @@
+//! GR00T N1.6 on a robot: camera frames, joint state and an instruction in, an action trajectory out.
+//!
+//! The folders follow the data:
+//!
+//! | module | what it knows | needs |
+//! |---|---|---|
+//! | [`observation`] | what the robot saw: frames, joint values, instruction | nothing |
+//! | [`checkpoint`] | the model directory: configurations, weights, the table of expected tensors | nothing |
+//! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
+//! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
+//! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport |
+//! | [`node`] | configuration, observation assembly, the policy node | `ros`, `model` |
+//!
+//! One direction: the core (`observation`, `checkpoint`, `processor`) knows neither ROS nor CUDA, the model knows
+//! the core, the node knows both, and the binaries only wire.
+
+pub mod checkpoint;
+pub mod node;
+pub mod observation;
+pub mod processor;
+pub mod ros;
+
+#[cfg(feature = "torch")]
+pub mod model;

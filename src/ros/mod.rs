@@ -1,0 +1,3 @@
+//! ROS 2 messages and the transport under them.
+
+pub mod msg;
