@@ -1,1 +1,77 @@
-//! The network.
+//! The network on libtorch, from pixels and token ids to a denoised action chunk.
+//!
+//! | file | part |
+//! |---|---|
+//! | [`vision`] | SigLIP2 tower, pixel unshuffle, connector |
+//! | [`language`] | the kept Qwen3 layers |
+//! | [`backbone`] | both, from [`ModelInputs`](crate::processor::ModelInputs) to features |
+//! | [`dit`] | the diffusion transformer, behind [`DitEngine`](dit::DitEngine) |
+//! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
+//! | [`action_head`] | denoising: noise in, normalised action chunk out |
+//! | [`policy`] | observation in, physical actions out |
+//! | [`thread`] | the one OS thread that owns a policy |
+//!
+//! f32 on the CPU, bf16 on CUDA. Noise and the Euler accumulator are f32 everywhere.
+
+pub mod action_head;
+pub mod backbone;
+pub mod device;
+pub mod dit;
+pub mod embodiment;
+pub mod language;
+pub mod layers;
+pub mod policy;
+pub mod probe;
+pub mod thread;
+pub mod tokens;
+pub mod vision;
+
+use tch::TchError;
+use thiserror::Error;
+
+use crate::checkpoint::CheckpointError;
+
+/// Why the network could not be built or run.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// The weights are not what the configuration asks for.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// libtorch refused an operation, out of device memory for instance.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TchError),
+    /// The requested device is not there.
+    #[error("device {requested:?} cannot be used: {reason}")]
+    Device {
+        /// What was asked for.
+        requested: String,
+        /// Why it is not to be had, and what to do.
+        reason: String,
+    },
+    /// The inputs do not fit the model or each other.
+    #[error("{what}: expected {expected}, found {found}")]
+    Input {
+        /// Which input.
+        what: &'static str,
+        /// What fits.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// The network produced NaN or infinity. Nothing of the chunk is handed out.
+    #[error(
+        "{stage} produced {count} values that are not finite; the action chunk is refused. Check the weights \
+         and the inputs of this tick"
+    )]
+    NonFinite {
+        /// Where it was first seen.
+        stage: &'static str,
+        /// How many of the stage's values are NaN or infinite.
+        count: i64,
+    },
+}
+
+/// The model's own floating-point type on a device: f32 on the CPU, bf16 on CUDA.
+pub fn default_kind(device: tch::Device) -> tch::Kind {
+    if device.is_cuda() { tch::Kind::BFloat16 } else { tch::Kind::Float }
+}

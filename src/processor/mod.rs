@@ -1,3 +1,284 @@
 //! From what the robot saw to what the network reads, and from what it wrote to physical actions.
+//!
+//! | file | part |
+//! |---|---|
+//! | [`image`] | frames to the network's size, bit-exact with OpenCV and Pillow |
+//! | [`text`] | instruction to prompt to token ids |
+//! | [`state`] | joint values to the normalised state vector |
+//! | [`action`] | normalised actions to physical ones and back |
 
+pub mod action;
 pub mod image;
+pub mod state;
+pub mod text;
+
+use std::{collections::BTreeMap, path::Path};
+
+use ::image::RgbImage;
+use ndarray::{Array2, Array3, Array4, ArrayView2, Axis, concatenate, s};
+use rayon::prelude::*;
+use thiserror::Error;
+
+use self::{
+    action::{ActionError, ActionProcessor},
+    image::{ImageError, ImageTransform, image_tokens},
+    state::{StateError, StateProcessor},
+    text::{PromptTokenizer, TextError},
+};
+use crate::{
+    checkpoint::{Checkpoint, side_file::SideFileError},
+    observation::Observation,
+};
+
+/// Physical actions per action key, in the order of the checkpoint's modality keys, each (steps, dimension).
+pub type NamedActions = Vec<(String, Array2<f32>)>;
+
+/// Why an observation cannot be processed or actions cannot be decoded.
+#[derive(Debug, Error)]
+pub enum ProcessorError {
+    /// The side files of the checkpoint.
+    #[error(transparent)]
+    SideFile(#[from] SideFileError),
+    /// The tokenizer or the instruction.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A frame.
+    #[error("camera {camera:?}: {error}")]
+    Image {
+        /// Camera key.
+        camera: String,
+        /// What is wrong with the frame.
+        error: ImageError,
+    },
+    /// The image settings of the checkpoint.
+    #[error("processor_config.json: {0}")]
+    ImageSettings(ImageError),
+    /// The state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The actions.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+    /// A camera that the checkpoint needs is absent or has the wrong number of frames.
+    #[error("camera {camera:?}: expected {expected} frame(s), found {found}; the observation has {present:?}")]
+    Frames {
+        /// Camera key.
+        camera: String,
+        /// Number of video delta indices.
+        expected: usize,
+        /// Frames in the observation.
+        found: usize,
+        /// Camera keys of the observation.
+        present: Vec<String>,
+    },
+    /// Cameras that differ in size after resizing, which the reference refuses too.
+    #[error(
+        "all cameras of an observation must have one size after resizing, but {first:?} becomes {first_size:?} and \
+         {second:?} becomes {second_size:?} (width, height); use frames of one aspect ratio"
+    )]
+    UnequalSizes {
+        /// The first camera.
+        first: String,
+        /// Its size.
+        first_size: (u32, u32),
+        /// A camera that differs.
+        second: String,
+        /// Its size.
+        second_size: (u32, u32),
+    },
+    /// Nothing to process.
+    #[error("expected at least one observation, found none")]
+    Empty,
+}
+
+/// What the network reads: B samples.
+#[derive(Debug, Clone)]
+pub struct ModelInputs {
+    /// (images, height, width, 3): sample by sample, within it time by time, within it camera by camera.
+    pub images: Array4<u8>,
+    /// Token ids (B, S), padded on the left.
+    pub input_ids: Array2<i64>,
+    /// True where a token is real, (B, S).
+    pub attention_mask: Array2<bool>,
+    /// Normalised state (B, state delta indices, max state dim).
+    pub state: Array3<f32>,
+}
+
+/// The processing of one embodiment.
+#[derive(Debug)]
+pub struct Processor {
+    embodiment: String,
+    embodiment_index: usize,
+    cameras: Vec<String>,
+    frames_per_camera: usize,
+    image: ImageTransform,
+    prompt: PromptTokenizer,
+    formalize: bool,
+    state: StateProcessor,
+    action: ActionProcessor,
+}
+
+impl Processor {
+    /// Reads what the processing of `embodiment` needs; `tokenizer` None looks in the checkpoint's own folder.
+    ///
+    /// # Errors
+    /// What is missing or does not fit in the side files or the tokenizer.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        tokenizer: Option<&Path>,
+        embodiment: &str,
+    ) -> Result<Self, ProcessorError> {
+        let (config, statistics) = (&checkpoint.processor, &checkpoint.statistics);
+        let modalities = config.embodiment(embodiment)?;
+        let embodiment_index = checkpoint.embodiments.index(embodiment, checkpoint.model.max_num_embodiments)?;
+        let own = checkpoint.dir.join("tokenizer");
+        let tokenizer = match tokenizer {
+            Some(folder) => folder.to_owned(),
+            None if own.is_dir() => own,
+            None => checkpoint.dir.clone(),
+        };
+        Ok(Self {
+            embodiment: embodiment.to_owned(),
+            embodiment_index,
+            cameras: modalities.video.modality_keys.clone(),
+            frames_per_camera: modalities.video.delta_indices.len(),
+            image: ImageTransform::new(config.shortest_image_edge, config.crop_fraction)
+                .map_err(ProcessorError::ImageSettings)?,
+            prompt: PromptTokenizer::load(&tokenizer)?,
+            formalize: config.formalize_language,
+            state: StateProcessor::new(config, statistics, embodiment)?,
+            action: ActionProcessor::new(config, statistics, embodiment)?,
+        })
+    }
+
+    /// Tag of the embodiment.
+    pub fn embodiment(&self) -> &str {
+        &self.embodiment
+    }
+
+    /// Which slice of the embodiment-specific weights is used.
+    pub fn embodiment_index(&self) -> usize {
+        self.embodiment_index
+    }
+
+    /// Camera keys, in the order in which the network sees them.
+    pub fn cameras(&self) -> &[String] {
+        &self.cameras
+    }
+
+    /// Frames of each camera that one observation needs.
+    pub fn frames_per_camera(&self) -> usize {
+        self.frames_per_camera
+    }
+
+    /// The state's processing.
+    pub fn state(&self) -> &StateProcessor {
+        &self.state
+    }
+
+    /// The actions' processing.
+    pub fn action(&self) -> &ActionProcessor {
+        &self.action
+    }
+
+    /// One observation to model inputs of one sample.
+    ///
+    /// # Errors
+    /// What is missing in the observation or does not fit the checkpoint.
+    pub fn prepare(&self, observation: &Observation) -> Result<ModelInputs, ProcessorError> {
+        self.prepare_batch(std::slice::from_ref(observation))
+    }
+
+    /// Several observations to one batch; shorter prompts are padded on the left.
+    ///
+    /// # Errors
+    /// See [`prepare`](Self::prepare).
+    pub fn prepare_batch(&self, observations: &[Observation]) -> Result<ModelInputs, ProcessorError> {
+        let mut frames = Vec::new();
+        for observation in observations {
+            frames.extend(self.frames(observation)?);
+        }
+        let images = self.resize(&frames)?;
+        let (count, height, width, _) = images.dim();
+        let per_sample = count / observations.len().max(1);
+        let tokens = vec![image_tokens(width as u32, height as u32); per_sample];
+        let mut prompts = Vec::with_capacity(observations.len());
+        let mut states = Vec::with_capacity(observations.len());
+        for observation in observations {
+            prompts.push(self.prompt.encode(&observation.instruction, self.formalize, &tokens)?);
+            states.push(self.state.process(&observation.state)?.insert_axis(Axis(0)));
+        }
+        let length = prompts.iter().map(|ids| ids.len()).max().unwrap_or(0);
+        let mut input_ids = Array2::from_elem((prompts.len(), length), self.prompt.pad_id());
+        let mut attention_mask = Array2::from_elem((prompts.len(), length), false);
+        for (row, ids) in prompts.iter().enumerate() {
+            let real = s![row, length - ids.len()..];
+            input_ids.slice_mut(real).assign(&ndarray::aview1(ids));
+            attention_mask.slice_mut(real).fill(true);
+        }
+        let states: Vec<_> = states.iter().map(|state| state.view()).collect();
+        // All states have the one shape that the processor gives, and there is at least one: `resize` refused none.
+        let state = concatenate(Axis(0), &states).map_err(|_| ProcessorError::Empty)?;
+        Ok(ModelInputs { images, input_ids, attention_mask, state })
+    }
+
+    /// The frames of one observation in the order of the network, with their cameras.
+    fn frames<'a>(&'a self, observation: &'a Observation) -> Result<Vec<(&'a str, &'a RgbImage)>, ProcessorError> {
+        let mut cameras = Vec::with_capacity(self.cameras.len());
+        for camera in &self.cameras {
+            let frames = observation.video.get(camera).map(Vec::as_slice).unwrap_or_default();
+            if frames.len() != self.frames_per_camera {
+                return Err(ProcessorError::Frames {
+                    camera: camera.clone(),
+                    expected: self.frames_per_camera,
+                    found: frames.len(),
+                    present: observation.video.keys().cloned().collect(),
+                });
+            }
+            cameras.push((camera.as_str(), frames));
+        }
+        Ok((0..self.frames_per_camera)
+            .flat_map(|time| cameras.iter().map(move |(camera, frames)| (*camera, &frames[time])))
+            .collect())
+    }
+
+    fn resize(&self, frames: &[(&str, &RgbImage)]) -> Result<Array4<u8>, ProcessorError> {
+        let fail = |camera: &str, error| ProcessorError::Image { camera: camera.to_owned(), error };
+        let Some((first, first_frame)) = frames.first() else { return Err(ProcessorError::Empty) };
+        let size_of = |camera: &str, frame: &RgbImage| {
+            self.image.resized_size(frame.width(), frame.height()).map_err(|error| fail(camera, error))
+        };
+        let first_size = size_of(first, first_frame)?;
+        for (second, frame) in frames {
+            let second_size = size_of(second, frame)?;
+            if second_size != first_size {
+                let (first, second) = ((*first).to_owned(), (*second).to_owned());
+                return Err(ProcessorError::UnequalSizes { first, first_size, second, second_size });
+            }
+        }
+        let (width, height) =
+            self.image.output_size(first_frame.width(), first_frame.height()).map_err(|error| fail(first, error))?;
+        let resized: Vec<RgbImage> = frames
+            .par_iter()
+            .map(|(camera, frame)| self.image.apply(frame).map_err(|error| fail(camera, error)))
+            .collect::<Result<_, _>>()?;
+        let mut bytes = Vec::with_capacity(resized.iter().map(|frame| frame.as_raw().len()).sum());
+        resized.iter().for_each(|frame| bytes.extend_from_slice(frame.as_raw()));
+        let shape = (frames.len(), height as usize, width as usize, 3);
+        // Equal sizes after resizing make equal sizes after the last step, so the bytes fill the shape.
+        Array4::from_shape_vec(shape, bytes).map_err(|_| ProcessorError::Empty)
+    }
+
+    /// One sample's normalised actions (action horizon, max action dim) to physical ones; `state` is the raw state
+    /// that relative actions refer to.
+    ///
+    /// # Errors
+    /// Non-finite values, or a state that does not fit.
+    pub fn decode(
+        &self,
+        normalised: ArrayView2<f32>,
+        state: &BTreeMap<String, Array2<f32>>,
+    ) -> Result<NamedActions, ProcessorError> {
+        Ok(self.action.decode(normalised, state)?)
+    }
+}

@@ -4,3 +4,10 @@
 //! `tests/golden/tiny`: sizes, layer counts, cameras and observations come from its files.
 
 mod fixture;
+#[cfg(feature = "torch")]
+mod model;
+mod observations;
+#[cfg(feature = "torch")]
+mod operations;
+#[cfg(feature = "torch")]
+mod tensors;

@@ -1,0 +1,214 @@
+//! Flow-matching action head: features, state and noise to a normalised action chunk.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    ModelError,
+    dit::DitEngine,
+    embodiment::{ActionEncoder, Mlp},
+    layers::{LayerNorm, Loader},
+    probe::Probe,
+    tokens::TokenLayout,
+};
+use crate::checkpoint::ModelConfig;
+
+/// Epsilon of the norm over the backbone's features.
+const CONTEXT_EPS: f64 = 1e-5;
+
+/// Timestep bucket of each of `steps` denoising steps: int(s / steps · buckets), truncated as the reference does.
+pub fn timesteps(steps: usize, buckets: usize) -> Vec<i64> {
+    (0..steps).map(|s| (s as f64 / steps as f64 * buckets as f64) as i64).collect()
+}
+
+/// Everything after the backbone.
+pub struct ActionHead {
+    context_norm: LayerNorm,
+    state_encoder: Mlp,
+    action_encoder: ActionEncoder,
+    action_decoder: Mlp,
+    /// (1, horizon, width).
+    positions: Option<Tensor>,
+    dit: Box<dyn DitEngine>,
+    timesteps: Vec<i64>,
+    buckets: usize,
+    horizon: i64,
+    action_dim: i64,
+    device: Device,
+    kind: Kind,
+}
+
+impl ActionHead {
+    /// Loads the module `action_head` for one embodiment; the transformer comes from outside.
+    pub fn load(
+        at: &Loader,
+        config: &ModelConfig,
+        embodiment: usize,
+        dit: Box<dyn DitEngine>,
+    ) -> Result<Self, ModelError> {
+        let horizon = config.action_horizon as i64;
+        let positions = if config.add_pos_embed {
+            let all = at.at("position_embedding").tensor("weight")?;
+            Some(all.f_narrow(0, 0, horizon)?.f_unsqueeze(0)?.f_contiguous()?)
+        } else {
+            None
+        };
+        let mut head = Self {
+            context_norm: LayerNorm::load(&at.at("vlln"), CONTEXT_EPS)?,
+            state_encoder: Mlp::load(&at.at("state_encoder"), embodiment)?,
+            action_encoder: ActionEncoder::load(&at.at("action_encoder"), embodiment)?,
+            action_decoder: Mlp::load(&at.at("action_decoder"), embodiment)?,
+            positions,
+            dit,
+            timesteps: Vec::new(),
+            buckets: config.num_timestep_buckets,
+            horizon,
+            action_dim: config.max_action_dim as i64,
+            device: at.device(),
+            kind: at.kind(),
+        };
+        head.set_steps(config.num_inference_timesteps)?;
+        Ok(head)
+    }
+
+    /// Changes the number of denoising steps.
+    pub fn set_steps(&mut self, steps: usize) -> Result<(), ModelError> {
+        if steps == 0 || steps > self.buckets {
+            return Err(ModelError::Input {
+                what: "denoising steps",
+                expected: format!("1 to {}", self.buckets),
+                found: steps.to_string(),
+            });
+        }
+        let timesteps = timesteps(steps, self.buckets);
+        if timesteps != self.timesteps {
+            self.action_encoder.set_timesteps(&timesteps)?;
+            self.dit.set_timesteps(&timesteps)?;
+            self.timesteps = timesteps;
+        }
+        Ok(())
+    }
+
+    /// Number of denoising steps.
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// Rows and columns of the noise of one sample: (action horizon, max action dim).
+    pub fn noise_shape(&self) -> (usize, usize) {
+        (self.horizon as usize, self.action_dim as usize)
+    }
+
+    /// The transformer in use.
+    pub fn dit(&self) -> &dyn DitEngine {
+        &*self.dit
+    }
+
+    /// The norm over the backbone's features, (B, S, D).
+    pub fn context(&self, features: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.context_norm.forward(features)?)
+    }
+
+    /// The state encoder.
+    pub fn state_encoder(&self) -> &Mlp {
+        &self.state_encoder
+    }
+
+    /// The action encoder.
+    pub fn action_encoder(&mut self) -> &mut ActionEncoder {
+        &mut self.action_encoder
+    }
+
+    /// The action decoder.
+    pub fn action_decoder(&self) -> &Mlp {
+        &self.action_decoder
+    }
+
+    /// Encodes the state (B, T_state, max state dim) and hands the tick's context to the transformer.
+    ///
+    /// Returns the state tokens (B, T_state, width).
+    pub fn condition(
+        &mut self,
+        features: &Tensor,
+        layout: &TokenLayout,
+        state: &Tensor,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
+        let context = self.context(features)?;
+        probe.record(|| "head.vl_embeds".to_owned(), &context);
+        let state = state.f_to_device(self.device)?.f_to_kind(self.kind)?;
+        if probe.is_on() {
+            probe.record(|| "head.state_in".to_owned(), &state);
+            probe.record(|| "head.state_hidden".to_owned(), &self.state_encoder.hidden(&state)?);
+        }
+        let tokens = self.state_encoder.forward(&state)?;
+        probe.record(|| "head.state_features".to_owned(), &tokens);
+        self.dit.condition(&context, layout, probe)?;
+        Ok(tokens)
+    }
+
+    /// Velocity (B, horizon, action dim) in the model's type of noisy actions at denoising step `step`.
+    pub fn velocity(
+        &mut self,
+        state_tokens: &Tensor,
+        actions: &Tensor,
+        step: usize,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
+        let actions = actions.f_to_kind(self.kind)?;
+        probe.record(|| format!("head.step{step}.actions_in"), &actions);
+        let mut tokens = self.action_encoder.forward(&actions, step, probe)?;
+        probe.record(|| format!("head.step{step}.action_encoder_out"), &tokens);
+        if let Some(positions) = &self.positions {
+            tokens = tokens.f_add(positions)?;
+        }
+        let tokens = Tensor::f_cat(&[state_tokens, &tokens], 1)?;
+        probe.record(|| format!("head.step{step}.sa_embs"), &tokens);
+        let hidden = self.dit.step(step, &tokens, probe)?;
+        let decoded = self.action_decoder.forward(&hidden)?;
+        probe.record(|| format!("head.step{step}.decoder_out"), &decoded);
+        let first = decoded.size()[1] - self.horizon;
+        Ok(decoded.f_narrow(1, first, self.horizon)?)
+    }
+
+    /// Euler integration from `noise` (B, horizon, action dim), f32, to the normalised actions of the same shape.
+    ///
+    /// The accumulator is f32 whatever the model's type: in bf16 each step would round to three digits.
+    pub fn denoise(
+        &mut self,
+        state_tokens: &Tensor,
+        noise: &Tensor,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
+        let size = noise.size();
+        if size.len() != 3 || size[1] != self.horizon || size[2] != self.action_dim {
+            return Err(ModelError::Input {
+                what: "noise",
+                expected: format!("(batch, {}, {})", self.horizon, self.action_dim),
+                found: format!("{size:?}"),
+            });
+        }
+        let mut actions = noise.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        let steps = self.steps();
+        for step in 0..steps {
+            probe.record(|| format!("head.step{step}.actions_acc_in"), &actions);
+            let velocity = self.velocity(state_tokens, &actions, step, probe)?;
+            let change = velocity.f_to_kind(Kind::Float)?.f_mul_scalar(1.0 / steps as f64)?;
+            actions = actions.f_add(&change)?;
+            probe.record(|| format!("head.step{step}.actions_out"), &actions);
+        }
+        probe.record(|| "action_pred".to_owned(), &actions);
+        Ok(actions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::timesteps;
+
+    #[test]
+    fn timesteps_are_truncated_as_the_reference_truncates_them() {
+        assert_eq!(timesteps(4, 1000), [0, 250, 500, 750]);
+        assert_eq!(timesteps(6, 1000), [0, 166, 333, 500, 666, 833]);
+        assert_eq!(timesteps(1, 1000), [0]);
+    }
+}

@@ -1,0 +1,273 @@
+//! The kept Qwen3 layers: token embeddings in, features after the final norm out.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    ModelError,
+    layers::{Linear, Loader, RmsNorm, merge_heads},
+    probe::Probe,
+    tokens::TokenLayout,
+};
+use crate::checkpoint::{EagleConfig, TextConfig};
+
+/// Inverse frequencies theta^(-2i/width) for i < width/2, rounded to `kind`, back in f32.
+///
+/// `model.to(bfloat16)` in the reference rounds this buffer too, and checkpoints were evaluated with it so.
+pub fn inverse_frequencies(theta: f64, width: usize, kind: Kind) -> Result<Tensor, ModelError> {
+    let exponent = Tensor::f_arange_start_step(0.0, width as f64, 2.0, (Kind::Float, Device::Cpu))?
+        .f_div_scalar(width as f64)?;
+    let exact = Tensor::f_pow_scalar(theta, &exponent)?.f_reciprocal()?;
+    Ok(exact.f_to_kind(kind)?.f_to_kind(Kind::Float)?)
+}
+
+/// Rotary tables (cos, sin), each (positions, width), both halves alike.
+pub fn rotary_tables(frequencies: &Tensor, positions: i64) -> Result<(Tensor, Tensor), ModelError> {
+    let position = Tensor::f_arange(positions, (Kind::Float, frequencies.device()))?;
+    let angles = position.f_unsqueeze(1)?.f_mul(&frequencies.f_unsqueeze(0)?)?;
+    let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
+    Ok((angles.f_cos()?, angles.f_sin()?))
+}
+
+/// Rotates (B, heads, S, width) by tables (S, width): halves [x1, x2] → [x1·cos − x2·sin, x2·cos + x1·sin].
+fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, ModelError> {
+    let half = x.size().last().copied().unwrap_or(0) / 2;
+    let turned = Tensor::f_cat(&[x.f_narrow(-1, half, half)?.f_neg()?, x.f_narrow(-1, 0, half)?], -1)?;
+    Ok(x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)?)
+}
+
+/// Rotary tables and padding of one prompt layout, shared by all layers.
+pub struct SequenceContext {
+    cos: Tensor,
+    sin: Tensor,
+    /// Boolean (B, 1, S, S); absent where plain causality says it all.
+    mask: Option<Tensor>,
+    /// 1 for real tokens, 0 for padding, (B, S, 1); absent where nothing is padded.
+    keep: Option<Tensor>,
+}
+
+impl SequenceContext {
+    /// Tables for the layout's length in `kind`.
+    pub fn new(frequencies: &Tensor, layout: &TokenLayout, kind: Kind) -> Result<Self, ModelError> {
+        let device = layout.input_ids.device();
+        let (cos, sin) = rotary_tables(frequencies, layout.seq_len())?;
+        let keep = match &layout.padding {
+            Some(padding) => Some(padding.f_unsqueeze(-1)?.f_to_kind(kind)?),
+            None => None,
+        };
+        Ok(Self {
+            cos: cos.f_to_kind(kind)?.f_to_device(device)?,
+            sin: sin.f_to_kind(kind)?.f_to_device(device)?,
+            mask: layout.causal_mask()?,
+            keep,
+        })
+    }
+
+    /// Rotary tables (cos, sin), each (S, width).
+    pub fn rotary(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.sin)
+    }
+}
+
+/// One Qwen3 decoder layer.
+#[derive(Debug)]
+pub struct LanguageLayer {
+    input_norm: RmsNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    query_norm: RmsNorm,
+    key_norm: RmsNorm,
+    out: Linear,
+    post_norm: RmsNorm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    heads: i64,
+    kv_heads: i64,
+    head_dim: i64,
+}
+
+impl LanguageLayer {
+    fn load(at: &Loader, config: &TextConfig) -> Result<Self, ModelError> {
+        let (attn, mlp) = (at.at("self_attn"), at.at("mlp"));
+        let eps = config.rms_norm_eps;
+        Ok(Self {
+            input_norm: RmsNorm::load(&at.at("input_layernorm"), eps)?,
+            query: Linear::load_without_bias(&attn.at("q_proj"))?,
+            key: Linear::load_without_bias(&attn.at("k_proj"))?,
+            value: Linear::load_without_bias(&attn.at("v_proj"))?,
+            query_norm: RmsNorm::load(&attn.at("q_norm"), eps)?,
+            key_norm: RmsNorm::load(&attn.at("k_norm"), eps)?,
+            out: Linear::load_without_bias(&attn.at("o_proj"))?,
+            post_norm: RmsNorm::load(&at.at("post_attention_layernorm"), eps)?,
+            gate: Linear::load_without_bias(&mlp.at("gate_proj"))?,
+            up: Linear::load_without_bias(&mlp.at("up_proj"))?,
+            down: Linear::load_without_bias(&mlp.at("down_proj"))?,
+            heads: config.num_attention_heads as i64,
+            kv_heads: config.num_key_value_heads as i64,
+            head_dim: config.head_dim as i64,
+        })
+    }
+
+    /// The norm before the attention, (B, S, D).
+    pub fn input_norm(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.input_norm.forward(x)?)
+    }
+
+    /// Queries (B, S, heads, width) after their per-head norm, before rotation.
+    pub fn queries(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        self.per_head(&self.query, &self.query_norm, self.heads, x)
+    }
+
+    /// Keys (B, S, kv heads, width) after their per-head norm, before rotation.
+    pub fn keys(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        self.per_head(&self.key, &self.key_norm, self.kv_heads, x)
+    }
+
+    /// The per-head norm of the keys, (…, width).
+    pub fn key_norm(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.key_norm.forward(x)?)
+    }
+
+    fn per_head(&self, linear: &Linear, norm: &RmsNorm, heads: i64, x: &Tensor) -> Result<Tensor, ModelError> {
+        let size = x.size();
+        let split = linear.forward(x)?.f_reshape([size[0], size[1], heads, self.head_dim])?;
+        Ok(norm.forward(&split)?)
+    }
+
+    /// Causal grouped-query attention over normed input (B, S, D), without the residual.
+    pub fn attend(
+        &self,
+        x: &Tensor,
+        context: &SequenceContext,
+        name: &str,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
+        let q = self.queries(x)?;
+        probe.record(|| format!("{name}.q_normed"), &q);
+        let k = self.keys(x)?;
+        probe.record(|| format!("{name}.k_normed"), &k);
+        let size = x.size();
+        let v = self.value.forward(x)?.f_reshape([size[0], size[1], self.kv_heads, self.head_dim])?;
+        let q = rotate(&q.f_transpose(1, 2)?, &context.cos, &context.sin)?;
+        let k = rotate(&k.f_transpose(1, 2)?, &context.cos, &context.sin)?;
+        let v = v.f_transpose(1, 2)?;
+        // Query head h reads key/value head h / (heads / kv heads): libtorch's grouped-query rule.
+        let causal = context.mask.is_none();
+        let attended = Tensor::f_scaled_dot_product_attention(
+            &q,
+            &k,
+            &v,
+            context.mask.as_ref(),
+            0.0,
+            causal,
+            None,
+            self.heads != self.kv_heads,
+        )?;
+        let mut merged = merge_heads(&attended)?;
+        if let Some(keep) = &context.keep {
+            merged = merged.f_mul(keep)?;
+        }
+        Ok(self.out.forward(&merged)?)
+    }
+
+    /// down(silu(gate)·up) of (B, S, D).
+    pub fn feed_forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.down.forward(&self.gate.forward(x)?.f_silu()?.f_mul(&self.up.forward(x)?)?)?)
+    }
+
+    /// (B, S, D) → (B, S, D).
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &SequenceContext,
+        name: &str,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
+        let attended = self.attend(&self.input_norm(x)?, context, name, probe)?;
+        probe.record(|| format!("{name}.attn_out"), &attended);
+        let x = x.f_add(&attended)?;
+        let fed = self.feed_forward(&self.post_norm.forward(&x)?)?;
+        probe.record(|| format!("{name}.mlp_out"), &fed);
+        Ok(x.f_add(&fed)?)
+    }
+}
+
+/// The language model up to the kept layer, with the final norm and without a vocabulary head.
+pub struct LanguageModel {
+    embeddings: Tensor,
+    layers: Vec<LanguageLayer>,
+    norm: RmsNorm,
+    frequencies: Tensor,
+    kind: Kind,
+}
+
+impl LanguageModel {
+    /// Loads the first `layers` layers from the module that holds `model`.
+    pub fn load(at: &Loader, config: &EagleConfig, layers: usize) -> Result<Self, ModelError> {
+        let at = at.at("model");
+        let text = &config.text;
+        Ok(Self {
+            embeddings: at.at("embed_tokens").tensor("weight")?,
+            layers: (0..layers)
+                .map(|i| LanguageLayer::load(&at.at(format!("layers.{i}")), text))
+                .collect::<Result<_, _>>()?,
+            norm: RmsNorm::load(&at.at("norm"), text.rms_norm_eps)?,
+            frequencies: inverse_frequencies(text.rope_theta, text.head_dim, at.kind())?,
+            kind: at.kind(),
+        })
+    }
+
+    /// The decoder layers.
+    pub fn layers(&self) -> &[LanguageLayer] {
+        &self.layers
+    }
+
+    /// The norm after the last layer, (…, D).
+    pub fn norm(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.norm.forward(x)?)
+    }
+
+    /// What all layers share for prompts of this layout.
+    pub fn context(&self, layout: &TokenLayout) -> Result<SequenceContext, ModelError> {
+        SequenceContext::new(&self.frequencies, layout, self.kind)
+    }
+
+    /// Token embeddings with the image tokens' rows replaced by `images` (all images in order, flat): (B, S, D).
+    pub fn embed(&self, layout: &TokenLayout, images: &Tensor) -> Result<Tensor, ModelError> {
+        let (batch, s) = (layout.batch(), layout.seq_len());
+        let width = self.embeddings.size()[1];
+        let mut rows = self.embeddings.f_index_select(0, &layout.input_ids.f_reshape([-1])?)?;
+        let images = images.f_reshape([-1, width])?;
+        let expected = layout.image.index().size()[0];
+        if layout.image.mask.is_some() || images.size()[0] != expected {
+            return Err(ModelError::Input {
+                what: "image tokens",
+                expected: format!("as many as the prompts hold, {expected}, the same in each"),
+                found: images.size()[0].to_string(),
+            });
+        }
+        let rows = rows.f_index_copy_(0, layout.image.index(), &images)?;
+        Ok(rows.f_reshape([batch, s, width])?)
+    }
+
+    /// Embeddings (B, S, D) → features (B, S, D) after the final norm.
+    pub fn forward(
+        &self,
+        embeddings: &Tensor,
+        context: &SequenceContext,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
+        if probe.is_on() {
+            probe.record(|| "llm.inv_freq".to_owned(), &self.frequencies);
+            probe.record(|| "llm.rope_cos".to_owned(), &context.cos);
+            probe.record(|| "llm.rope_sin".to_owned(), &context.sin);
+        }
+        let mut x = embeddings.shallow_clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, context, &format!("llm.layer{i}"), probe)?;
+            probe.record(|| format!("llm.layer{i}.out"), &x);
+        }
+        self.norm(&x)
+    }
+}

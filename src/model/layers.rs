@@ -1,0 +1,166 @@
+//! The few layers everything is made of, and the loader that fills them from a checkpoint.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::ModelError;
+use crate::checkpoint::{WeightKind, Weights};
+
+/// Where weights come from and where they go.
+#[derive(Clone)]
+pub struct Loader<'a> {
+    weights: &'a Weights,
+    prefix: String,
+    device: Device,
+    kind: Kind,
+}
+
+impl<'a> Loader<'a> {
+    /// Loads to `device` as `kind`, whatever type the file has.
+    pub fn new(weights: &'a Weights, device: Device, kind: Kind) -> Self {
+        Self { weights, prefix: String::new(), device, kind }
+    }
+
+    /// The same loader, one module further down.
+    pub fn at(&self, module: impl std::fmt::Display) -> Self {
+        Self { prefix: format!("{}{module}.", self.prefix), ..self.clone() }
+    }
+
+    /// Where tensors go.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// What type tensors take.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The tensor `name` below this module.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        let name = format!("{}{name}", self.prefix);
+        let view = self.weights.get(&name)?;
+        let shape: Vec<i64> = view.shape.iter().map(|&n| n as i64).collect();
+        self.upload(view.bytes, &shape, view.kind)
+    }
+
+    /// Row `index` of the first axis of `name`, without reading the others.
+    pub fn slice(&self, name: &str, index: usize) -> Result<Tensor, ModelError> {
+        let name = format!("{}{name}", self.prefix);
+        let view = self.weights.get(&name)?;
+        let (count, rest) = view.shape.split_first().unwrap_or((&0, &[]));
+        if index >= *count {
+            return Err(ModelError::Input {
+                what: "embodiment index",
+                expected: format!("below {count}, the first axis of {name}"),
+                found: index.to_string(),
+            });
+        }
+        let length = view.bytes.len() / count;
+        let shape: Vec<i64> = rest.iter().map(|&n| n as i64).collect();
+        self.upload(&view.bytes[index * length..(index + 1) * length], &shape, view.kind)
+    }
+
+    fn upload(&self, bytes: &[u8], shape: &[i64], kind: WeightKind) -> Result<Tensor, ModelError> {
+        let kind = match kind {
+            WeightKind::F32 => Kind::Float,
+            WeightKind::F16 => Kind::Half,
+            WeightKind::Bf16 => Kind::BFloat16,
+        };
+        let tensor = Tensor::f_from_data_size(bytes, shape, kind)?;
+        Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
+    }
+}
+
+/// y = x·Wᵀ + b with W stored (out, in).
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Reads `weight` and `bias`.
+    pub fn load(at: &Loader) -> Result<Self, ModelError> {
+        Ok(Self { weight: at.tensor("weight")?, bias: Some(at.tensor("bias")?) })
+    }
+
+    /// Reads `weight` alone.
+    pub fn load_without_bias(at: &Loader) -> Result<Self, ModelError> {
+        Ok(Self { weight: at.tensor("weight")?, bias: None })
+    }
+
+    /// (…, in) → (…, out).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// Layer normalisation over the last axis, computed in f32 inside.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias`.
+    pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
+        Ok(Self { weight: at.tensor("weight")?, bias: at.tensor("bias")?, eps })
+    }
+
+    /// Same shape out as in.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
+/// Layer normalisation without parameters over the last axis.
+pub fn plain_layer_norm(x: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+    let width = x.size().last().copied().unwrap_or(1);
+    x.f_layer_norm::<Tensor>([width], None, None, eps, false)
+}
+
+/// Root-mean-square normalisation over the last axis.
+///
+/// The reference's type rule: square, mean and rsqrt in f32, back to the model's type, then the weight.
+#[derive(Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Reads `weight`.
+    pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
+        Ok(Self { weight: at.tensor("weight")?, eps })
+    }
+
+    /// Same shape out as in.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let kind = x.f_kind()?;
+        let wide = x.f_to_kind(Kind::Float)?;
+        let mean = wide.f_square()?.f_mean_dim(-1, true, Kind::Float)?;
+        let normed = wide.f_mul(&mean.f_add_scalar(self.eps)?.f_rsqrt()?)?;
+        normed.f_to_kind(kind)?.f_mul(&self.weight)
+    }
+}
+
+/// (B, T, heads·width) → (B, heads, T, width).
+pub fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor, TchError> {
+    let size = x.size();
+    let (batch, length, width) = (size[0], size[1], size[2]);
+    x.f_reshape([batch, length, heads, width / heads])?.f_transpose(1, 2)
+}
+
+/// (B, heads, T, width) → (B, T, heads·width).
+pub fn merge_heads(x: &Tensor) -> Result<Tensor, TchError> {
+    let size = x.size();
+    let (batch, heads, length, width) = (size[0], size[1], size[2], size[3]);
+    x.f_transpose(1, 2)?.f_reshape([batch, length, heads * width])
+}
+
+/// Scaled dot-product attention over (B, heads, T, width), scale width^-0.5. `mask` is boolean, true = attend.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, TchError> {
+    Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, false, None, false)
+}

@@ -1,0 +1,279 @@
+//! The whole policy: an observation in, physical actions out.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use ndarray::{Array2, Array3, ArrayView3};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use tch::{Device, Kind, Tensor};
+use thiserror::Error;
+
+use super::{
+    ModelError, action_head::ActionHead, backbone::Backbone, default_kind, device, dit::TorchDit, layers::Loader,
+    probe::Probe,
+};
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError, OpenOptions},
+    observation::Observation,
+    processor::{ModelInputs, NamedActions, Processor, ProcessorError},
+};
+
+/// Where a policy comes from and how it runs.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyOptions {
+    /// The checkpoint's directory.
+    pub checkpoint: PathBuf,
+    /// Folder of vocab.json and merges.txt; None looks in the checkpoint.
+    pub tokenizer: Option<PathBuf>,
+    /// A file that replaces the built-in Eagle configuration.
+    pub eagle_config: Option<PathBuf>,
+    /// Embodiment tag, e.g. `new_embodiment`.
+    pub embodiment: String,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`; empty is `auto`.
+    pub device: String,
+    /// The network's type; None is f32 on the CPU and bf16 on CUDA.
+    pub kind: Option<Kind>,
+    /// Denoising steps; None is the checkpoint's.
+    pub denoising_steps: Option<usize>,
+}
+
+/// Why there is no policy, or no prediction.
+#[derive(Debug, Error)]
+pub enum PolicyError {
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Observation and checkpoint do not fit, or the actions cannot be decoded.
+    #[error(transparent)]
+    Processor(#[from] ProcessorError),
+    /// The network cannot be built or run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A newer observation took this one's place before its turn came.
+    #[error("superseded by a newer observation")]
+    Superseded,
+    /// The policy's thread has stopped.
+    #[error("the policy has been shut down")]
+    Stopped,
+    /// A defect: the prediction panicked. The policy goes on.
+    #[error("the prediction panicked: {0}. This is a defect of groot_policy, please report it")]
+    Panicked(String),
+}
+
+/// The noise a chunk is denoised from.
+#[derive(Debug, Clone)]
+pub enum Noise {
+    /// Standard normal from a seed; equal seeds give equal noise on every machine.
+    Seed(u64),
+    /// Given values, shape (action horizon, max action dim).
+    Given(Array2<f32>),
+}
+
+/// Standard normal noise from a seed, shape `rows` x `columns`, independent of machine and device.
+pub fn seeded_noise(seed: u64, (rows, columns): (usize, usize)) -> Array2<f32> {
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    Array2::from_shape_simple_fn((rows, columns), || StandardNormal.sample(&mut generator))
+}
+
+/// A seed that no other run has.
+pub fn entropy_seed() -> u64 {
+    rand::rng().next_u64()
+}
+
+/// Wall-clock time of a tick's stages.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// Images, text and state to model inputs.
+    pub preprocess: Duration,
+    /// Vision tower and connector, upload included.
+    pub vision: Duration,
+    /// Language model.
+    pub language: Duration,
+    /// State encoder, denoising, download.
+    pub action_head: Duration,
+    /// All of it, decoding included.
+    pub total: Duration,
+}
+
+impl Timing {
+    /// Stage names and durations, in order; the names are those of `StageTiming.msg`.
+    pub fn stages(&self) -> [(&'static str, Duration); 5] {
+        [
+            ("preprocess", self.preprocess),
+            ("vision", self.vision),
+            ("language", self.language),
+            ("action_head", self.action_head),
+            ("total", self.total),
+        ]
+    }
+}
+
+/// What the policy says of one observation.
+#[derive(Debug, Clone)]
+pub struct Prediction {
+    /// Physical actions per action key, each (steps, dimension), SI units.
+    pub actions: NamedActions,
+    /// The network's own output (action horizon, max action dim), normalised.
+    pub normalised: Array2<f32>,
+    /// Seed of the noise; None where the caller gave the noise itself.
+    pub seed: Option<u64>,
+    /// Where the time went.
+    pub timing: Timing,
+}
+
+/// A loaded policy of one embodiment.
+pub struct Policy {
+    processor: Processor,
+    backbone: Backbone,
+    head: ActionHead,
+    device: Device,
+    kind: Kind,
+}
+
+impl Policy {
+    /// Loads everything that inference needs.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint, the tokenizer, the embodiment or the device.
+    pub fn load(options: &PolicyOptions) -> Result<Self, PolicyError> {
+        let device = device::select(if options.device.is_empty() { "auto" } else { &options.device })?;
+        let kind = options.kind.unwrap_or_else(|| default_kind(device));
+        let checkpoint =
+            Checkpoint::open(&options.checkpoint, &OpenOptions { eagle_config: options.eagle_config.clone() })?;
+        let processor = Processor::load(&checkpoint, options.tokenizer.as_deref(), &options.embodiment)?;
+        let mut policy = Self::assemble(&checkpoint, processor, device, kind)?;
+        if let Some(steps) = options.denoising_steps {
+            policy.head.set_steps(steps)?;
+        }
+        Ok(policy)
+    }
+
+    fn assemble(
+        checkpoint: &Checkpoint,
+        processor: Processor,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, PolicyError> {
+        let root = Loader::new(&checkpoint.weights, device, kind);
+        let (model, eagle) = (&checkpoint.model, &checkpoint.eagle);
+        let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
+        let at = root.at("action_head");
+        let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
+        let head = ActionHead::load(&at, model, processor.embodiment_index(), dit)?;
+        Ok(Self { processor, backbone, head, device, kind })
+    }
+
+    /// What turns observations into inputs and outputs into actions.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
+    }
+
+    /// The backbone.
+    pub fn backbone(&mut self) -> &mut Backbone {
+        &mut self.backbone
+    }
+
+    /// The action head.
+    pub fn head(&mut self) -> &mut ActionHead {
+        &mut self.head
+    }
+
+    /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
+    pub fn identity(&self) -> String {
+        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.dit().identity())
+    }
+
+    /// Rows and columns of the noise: (action horizon, max action dim).
+    pub fn noise_shape(&self) -> (usize, usize) {
+        self.head.noise_shape()
+    }
+
+    /// Changes the number of denoising steps.
+    pub fn set_denoising_steps(&mut self, steps: usize) -> Result<(), PolicyError> {
+        Ok(self.head.set_steps(steps)?)
+    }
+
+    /// One tick.
+    ///
+    /// # Errors
+    /// What does not fit, or [`ModelError::NonFinite`]: a chunk with NaN or infinity is never handed out.
+    pub fn predict(&mut self, observation: &Observation, noise: Noise) -> Result<Prediction, PolicyError> {
+        let start = Instant::now();
+        let inputs = self.processor.prepare(observation)?;
+        let preprocess = start.elapsed();
+        let (noise, seed) = match noise {
+            Noise::Given(noise) => (noise, None),
+            Noise::Seed(seed) => (seeded_noise(seed, self.noise_shape()), Some(seed)),
+        };
+        let noise = noise.insert_axis(ndarray::Axis(0));
+        let (normalised, mut timing) = self.run(&inputs, noise.view(), &mut Probe::off())?;
+        let normalised = normalised.index_axis_move(ndarray::Axis(0), 0);
+        let actions = self.processor.decode(normalised.view(), &observation.state)?;
+        timing.preprocess = preprocess;
+        timing.total = start.elapsed();
+        Ok(Prediction { actions, normalised, seed, timing })
+    }
+
+    /// The network alone: inputs of B samples and noise (B, horizon, action dim) → normalised actions of the same shape.
+    ///
+    /// # Errors
+    /// See [`predict`](Self::predict).
+    pub fn run(
+        &mut self,
+        inputs: &ModelInputs,
+        noise: ArrayView3<f32>,
+        probe: &mut Probe,
+    ) -> Result<(Array3<f32>, Timing), PolicyError> {
+        let start = Instant::now();
+        let backbone = &mut self.backbone;
+        let features = backbone.forward(
+            inputs.images.view(),
+            inputs.input_ids.view(),
+            inputs.attention_mask.view(),
+            probe,
+        )?;
+        let vision = features.vision_done - start;
+        let language = features.vision_done.elapsed();
+        let head_start = Instant::now();
+        let state = to_tensor(inputs.state.view())?;
+        let tokens = self.head.condition(&features.features, features.layout, &state, probe)?;
+        let actions = self.head.denoise(&tokens, &to_tensor(noise)?, probe)?;
+        let actions = to_array(&actions)?;
+        let bad = actions.iter().filter(|v| !v.is_finite()).count() as i64;
+        if bad > 0 {
+            let broken = count_non_finite(&features.features)?;
+            let (stage, count) = if broken > 0 { ("backbone", broken) } else { ("action head", bad) };
+            return Err(ModelError::NonFinite { stage, count }.into());
+        }
+        let timing =
+            Timing { vision, language, action_head: head_start.elapsed(), total: start.elapsed(), ..Timing::default() };
+        Ok((actions, timing))
+    }
+}
+
+fn count_non_finite(x: &Tensor) -> Result<i64, ModelError> {
+    let bad = x.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?;
+    Ok(bad.f_int64_value(&[])?)
+}
+
+fn to_tensor(values: ArrayView3<f32>) -> Result<Tensor, ModelError> {
+    let (a, b, c) = values.dim();
+    let flat: Vec<f32> = values.iter().copied().collect();
+    Ok(Tensor::f_from_slice(&flat)?.f_reshape([a as i64, b as i64, c as i64])?)
+}
+
+fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let size = tensor.size();
+    let mut flat = vec![0f32; tensor.numel()];
+    let count = flat.len();
+    tensor.f_copy_data(&mut flat, count)?;
+    let shape = (size[0] as usize, size[1] as usize, size[2] as usize);
+    Array3::from_shape_vec(shape, flat).map_err(|error| {
+        ModelError::Input { what: "action chunk", expected: format!("{shape:?}"), found: error.to_string() }
+    })
+}

@@ -1,0 +1,146 @@
+//! Whole ticks: every stored intermediate of every observation, in f32 and bf16.
+
+use groot_policy::model::{
+    policy::{Policy, PolicyOptions},
+    probe::Probe,
+};
+use groot_policy::processor::ModelInputs;
+use ndarray::{Array3, ArrayD, Axis, Ix2, Ix3};
+use tch::{Kind, Tensor};
+
+use crate::{
+    fixture::{Fixture, GoldenFile, ObservationInfo},
+    observations::observations,
+    tensors::{Comparison, to_array, to_tensor},
+};
+
+/// f32: what an independent implementation is asked to reach, absolute.
+const F32_LIMIT: f64 = 5e-5;
+/// bf16: what two independent bf16 implementations differ by, absolute, on the denoised actions (values up to 6.7)…
+const BF16_ACTIONS_LIMIT: f64 = 0.063;
+/// …and on the language model's hidden states (values up to 9).
+const BF16_HIDDEN_LIMIT: f64 = 0.30;
+
+fn policy(fixture: &Fixture, tag: &str, kind: Kind) -> Policy {
+    Policy::load(&PolicyOptions {
+        checkpoint: fixture.dir.clone(),
+        tokenizer: Some(fixture.tokenizer_dir()),
+        embodiment: tag.to_owned(),
+        device: "cpu".to_owned(),
+        kind: Some(kind),
+        ..PolicyOptions::default()
+    })
+    .unwrap()
+}
+
+fn noise(inputs: &GoldenFile) -> Array3<f32> {
+    inputs.f32("noise").into_dimensionality::<Ix3>().unwrap()
+}
+
+/// Model inputs of an observation, made from its raw frames, state and text.
+fn prepare(fixture: &Fixture, info: &ObservationInfo, policy: &Policy) -> ModelInputs {
+    policy.processor().prepare_batch(&observations(fixture, info)).unwrap()
+}
+
+/// What our run says under a golden name; None where the name is none of a tick's.
+fn find(name: &str, probe: &Probe, inputs: &ModelInputs) -> Option<Tensor> {
+    if let Some(tensor) = probe.get(name) {
+        return Some(tensor.shallow_clone());
+    }
+    // One image's part of what is computed for all images at once; position embeddings are the same for all.
+    if let Some((stem, index)) = name.rsplit_once(".image") {
+        let all = probe.get(stem)?;
+        return Some(if all.dim() == 3 { all.get(index.parse().ok()?) } else { all.shallow_clone() });
+    }
+    let mask = |keep: &dyn Fn(usize, usize) -> bool| {
+        let (rows, columns) = inputs.input_ids.dim();
+        let flat: Vec<bool> = (0..rows * columns).map(|i| keep(i / columns, i % columns)).collect();
+        Tensor::from_slice(&flat).reshape([rows as i64, columns as i64])
+    };
+    match name {
+        "backbone_attention_mask" => Some(mask(&|r, c| inputs.attention_mask[(r, c)])),
+        "image_mask" => Some(mask(&|r, c| inputs.input_ids[(r, c)] == 151_669)),
+        _ => None,
+    }
+}
+
+/// Golden file as f64, integers and booleans too.
+fn golden(file: &GoldenFile, name: &str, dtype: &str) -> ArrayD<f64> {
+    match dtype {
+        "int64" | "bool" => file.i64(name).mapv(|v| v as f64),
+        _ => file.f64(name),
+    }
+}
+
+fn run_observation(fixture: &Fixture, info: &ObservationInfo, mode: &str, limit: impl Fn(&str, &ArrayD<f64>) -> f64) {
+    let kind = if mode == "fp32" { Kind::Float } else { Kind::BFloat16 };
+    let mut policy = policy(fixture, &info.embodiment_tag, kind);
+    let inputs = prepare(fixture, info, &policy);
+    let raw = fixture.file(&format!("{}.inputs", info.name));
+    let mut probe = Probe::on();
+    let (actions, _) = policy.run(&inputs, noise(&raw).view(), &mut probe).unwrap();
+
+    let stem = format!("{}.{mode}", info.name);
+    let file = fixture.file(&stem);
+    let mut comparison = Comparison::default();
+    let states: Vec<_> = observations(fixture, info).into_iter().map(|o| o.state).collect();
+    for tensor in fixture.manifest.tensors.iter().filter(|t| t.file == format!("{stem}.safetensors")) {
+        let name = tensor.name.as_str();
+        let want = golden(&file, name, &tensor.dtype);
+        if let Some(key) = name.strip_prefix("action.") {
+            let rows: Vec<Tensor> = actions
+                .axis_iter(Axis(0))
+                .zip(&states)
+                .map(|(row, state)| {
+                    let decoded = policy.processor().decode(row, state).unwrap();
+                    let (_, values) = decoded.into_iter().find(|(k, _)| k == key).unwrap();
+                    to_tensor(&values.mapv(f64::from).into_dyn(), Kind::Double)
+                })
+                .collect();
+            comparison.check(name, &Tensor::stack(&rows, 0), &want, limit(name, &want));
+        } else if name == "head.timesteps" {
+            let ours = groot_policy::model::action_head::timesteps(want.len(), buckets(fixture));
+            comparison.check(name, &Tensor::from_slice(&ours), &want, 0.5);
+        } else if name == "action_pred_model_dtype" {
+            let ours = to_tensor(&actions.mapv(f64::from).into_dyn(), Kind::BFloat16);
+            comparison.check(name, &ours, &want, limit(name, &want));
+        } else if let Some(ours) = find(name, &probe, &inputs) {
+            comparison.check(name, &ours, &want, limit(name, &want));
+        } else {
+            comparison.fail(format!("{name}: the golden file has it, our run has not"));
+        }
+    }
+    comparison.finish(&stem);
+}
+
+fn buckets(fixture: &Fixture) -> usize {
+    groot_policy::checkpoint::Checkpoint::open(&fixture.dir, &Default::default()).unwrap().model.num_timestep_buckets
+}
+
+#[test]
+fn every_f32_intermediate_of_every_observation_is_reproduced() {
+    let fixture = Fixture::load();
+    for info in &fixture.manifest.observations {
+        run_observation(&fixture, info, "fp32", |_, _| F32_LIMIT);
+    }
+}
+
+#[test]
+fn every_bf16_intermediate_of_every_observation_is_within_what_two_implementations_differ_by() {
+    let fixture = Fixture::load();
+    for info in &fixture.manifest.observations {
+        run_observation(&fixture, info, "bf16", bf16_limit);
+    }
+}
+
+#[test]
+fn denoising_in_bf16_with_an_f32_accumulator_is_reproduced_from_the_raw_observation() {
+    let fixture = Fixture::load();
+    for info in &fixture.manifest.observations {
+        run_observation(&fixture, info, "bf16_fp32acc", bf16_limit);
+    }
+}
+
+fn bf16_limit(name: &str, _want: &ArrayD<f64>) -> f64 {
+    if name.starts_with("llm.") || name.starts_with("backbone") { BF16_HIDDEN_LIMIT } else { BF16_ACTIONS_LIMIT }
+}
