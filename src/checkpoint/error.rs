@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::side_file::SideFileError;
+
 /// How many problems one error spells out before it only counts.
 const MAX_LISTED: usize = 20;
 
@@ -51,6 +53,10 @@ pub enum CheckpointError {
     /// here. Everything of one kind (one configuration file; all weights) is reported together.
     #[error("{dir}: {problems}", dir = dir.display())]
     Invalid { dir: PathBuf, problems: Problems },
+
+    /// A side file of the processor is absent, damaged or senseless.
+    #[error(transparent)]
+    SideFile(#[from] SideFileError),
 
     /// A tensor was asked for that no file holds.
     #[error("tensor {tensor}: expected in the checkpoint's weights, found in none of its files")]

@@ -4,19 +4,26 @@
 //! |---|---|---|
 //! | `config.json` | [`ModelConfig`] | sizes of the network |
 //! | `eagle_config.json` | [`EagleConfig`] | sizes of the backbone; optional, the 3B model's are built in |
+//! | `processor_config.json` | [`ProcessorConfig`] | modalities of each embodiment, image and language settings |
+//! | `statistics.json` | [`Statistics`] | what state and actions are normalised by |
+//! | `embodiment_id.json` | [`EmbodimentIds`] | embodiment tag to projector index; optional |
 //! | `model.safetensors`, or shards with `model.safetensors.index.json` | [`Weights`] | memory-mapped |
 //!
 //! [`Checkpoint::open`] reads them and compares every tensor's name, type and shape with the [`key_table`] that the
 //! configurations imply, before any weight is touched.
 
 mod eagle_config;
+pub mod embodiments;
 mod error;
 mod fields;
 mod header;
 mod json;
 mod key_table;
 mod model_config;
+pub mod processor_config;
 mod scan;
+pub mod side_file;
+pub mod statistics;
 mod validate;
 mod weights;
 
@@ -30,8 +37,11 @@ pub use key_table::{Purpose, TensorSpec, key_table};
 pub use model_config::{DiffusionConfig, ModelConfig};
 pub use weights::{TensorView, WeightKind, Weights};
 
+use embodiments::EmbodimentIds;
 use error::quote;
+use processor_config::ProcessorConfig;
 use scan::scan;
+use statistics::Statistics;
 use validate::validate;
 
 /// The network's configuration.
@@ -46,8 +56,16 @@ const MAX_NAMES: usize = 10;
 /// A checkpoint whose parts fit each other.
 #[derive(Debug)]
 pub struct Checkpoint {
+    /// The directory.
+    pub dir: PathBuf,
     pub config: ModelConfig,
     pub eagle: EagleConfig,
+    /// How observations and actions are processed, per embodiment.
+    pub processor: ProcessorConfig,
+    /// What they are normalised by.
+    pub statistics: Statistics,
+    /// Which slice of the embodiment-specific weights belongs to which embodiment.
+    pub embodiments: EmbodimentIds,
     /// Holds at least every tensor that [`key_table`] marks as needed, with that shape.
     pub weights: Weights,
 }
@@ -92,7 +110,15 @@ impl Checkpoint {
                 some_of(&verdict.unknown)
             );
         }
-        Ok(Self { config, eagle, weights: scan.into_weights() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            config,
+            eagle,
+            processor: ProcessorConfig::load(dir)?,
+            statistics: Statistics::load(dir)?,
+            embodiments: EmbodimentIds::load(dir)?,
+            weights: scan.into_weights(),
+        })
     }
 }
 

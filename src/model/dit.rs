@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
-    layers::{Linear, Loader, attention, merge_heads, plain_layer_norm, split_heads},
+    layers::{Linear, Loader, attention, merge_heads, plain_layer_norm, sinusoids, split_heads},
     probe::Probe,
     tokens::{TokenGroup, TokenLayout},
 };
@@ -48,9 +48,8 @@ pub fn timestep_features(timesteps: &[i64]) -> Result<Tensor, ModelError> {
     let exponent = Tensor::f_arange(half, (Kind::Float, Device::Cpu))?
         .f_mul_scalar(-MAX_PERIOD.ln())?
         .f_div_scalar((half - 1) as f64)?;
-    let t = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_unsqueeze(1)?;
-    let angles = t.f_mul(&exponent.f_exp()?)?;
-    Ok(Tensor::f_cat(&[angles.f_cos()?, angles.f_sin()?], -1)?)
+    let (sin, cos) = sinusoids(timesteps, &exponent)?;
+    Ok(Tensor::f_cat(&[cos, sin], -1)?)
 }
 
 /// Keys and values of one attention, each (B, heads, L, head width).

@@ -4,7 +4,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{ModelError, layers::Loader, probe::Probe};
+use super::{
+    ModelError,
+    layers::{Loader, sinusoids},
+    probe::Probe,
+};
 
 /// The longest period of the sinusoids, as in the reference.
 const MAX_PERIOD: f32 = 10_000.0;
@@ -60,9 +64,8 @@ pub fn action_time_features(timesteps: &[i64], width: usize) -> Result<Tensor, M
     // Logarithm and division in f32, as the reference has them.
     let rate = MAX_PERIOD.ln() / half as f32;
     let exponent = Tensor::f_arange(half, options)?.f_neg()?.f_mul_scalar(rate as f64)?;
-    let t = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_unsqueeze(1)?;
-    let angles = t.f_mul(&exponent.f_exp()?)?;
-    Ok(Tensor::f_cat(&[angles.f_sin()?, angles.f_cos()?], -1)?)
+    let (sin, cos) = sinusoids(timesteps, &exponent)?;
+    Ok(Tensor::f_cat(&[sin, cos], -1)?)
 }
 
 /// Noisy actions and a timestep to action tokens.
@@ -128,7 +131,9 @@ impl ActionEncoder {
             probe.record(|| format!("head.step{step}.action_W1"), &embedded);
             probe.record(|| format!("head.step{step}.action_tau"), &self.time_features[step]);
         }
-        let mixed = embedded.f_matmul(&self.w2_actions)?.f_add(time)?.f_silu()?;
+        let shape = embedded.size();
+        let rows = embedded.f_reshape([-1, self.width as i64])?;
+        let mixed = time.f_addmm(&rows, &self.w2_actions)?.f_silu()?.f_reshape(shape)?;
         self.w3.forward(&mixed)
     }
 }

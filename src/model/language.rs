@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
-    layers::{Linear, Loader, RmsNorm, merge_heads},
+    layers::{Linear, Loader, RmsNorm, backbone_attention, merge_heads},
     probe::Probe,
     tokens::TokenLayout,
 };
@@ -124,9 +124,9 @@ impl LanguageLayer {
         self.per_head(&self.key, &self.key_norm, self.kv_heads, x)
     }
 
-    /// The per-head norm of the keys, (…, width).
-    pub fn key_norm(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.key_norm.forward(x)?)
+    /// The per-head norm of the queries, (…, width).
+    pub fn query_norm(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.query_norm.forward(x)?)
     }
 
     fn per_head(&self, linear: &Linear, norm: &RmsNorm, heads: i64, x: &Tensor) -> Result<Tensor, ModelError> {
@@ -152,18 +152,7 @@ impl LanguageLayer {
         let q = rotate(&q.f_transpose(1, 2)?, &context.cos, &context.sin)?;
         let k = rotate(&k.f_transpose(1, 2)?, &context.cos, &context.sin)?;
         let v = v.f_transpose(1, 2)?;
-        // Query head h reads key/value head h / (heads / kv heads): libtorch's grouped-query rule.
-        let causal = context.mask.is_none();
-        let attended = Tensor::f_scaled_dot_product_attention(
-            &q,
-            &k,
-            &v,
-            context.mask.as_ref(),
-            0.0,
-            causal,
-            None,
-            self.heads != self.kv_heads,
-        )?;
+        let attended = backbone_attention(&q, &k, &v, context.mask.as_ref(), context.mask.is_none())?;
         let mut merged = merge_heads(&attended)?;
         if let Some(keep) = &context.keep {
             merged = merged.f_mul(keep)?;

@@ -164,3 +164,37 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor, TchError> {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, TchError> {
     Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, false, None, false)
 }
+
+/// The backbone's attention: as [`attention`], causal where asked for, with grouped key/value heads where there are fewer
+/// of them (query head h reads key/value head h / (heads / key/value heads)).
+///
+/// On the CPU a bf16 model attends in f32 and rounds once: libtorch's CPU kernel would round the probabilities too.
+pub fn backbone_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    causal: bool,
+) -> Result<Tensor, TchError> {
+    let grouped = q.size().get(1) != k.size().get(1);
+    let attend = |q: &Tensor, k: &Tensor, v: &Tensor| {
+        Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, None, grouped)
+    };
+    let kind = q.f_kind()?;
+    if q.device().is_cuda() || kind == Kind::Float {
+        return attend(q, k, v);
+    }
+    let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
+    attend(&wide(q)?, &wide(k)?, &wide(v)?)?.f_to_kind(kind)
+}
+
+/// sin and cos of t·exp(exponent), f32, each (timesteps, frequencies), from f32 exponents.
+///
+/// From the exponential on in f64: libtorch's f32 exponential differs between CPUs in the last digit, which a timestep of
+/// 999 makes 6e-5 of the angle. In f64 the result is the same everywhere and as near as can be to each of them.
+pub fn sinusoids(timesteps: &[i64], exponent: &Tensor) -> Result<(Tensor, Tensor), TchError> {
+    let frequencies = exponent.f_to_kind(Kind::Double)?.f_exp()?;
+    let t = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Double)?.f_unsqueeze(1)?;
+    let angles = t.f_mul(&frequencies)?;
+    Ok((angles.f_sin()?.f_to_kind(Kind::Float)?, angles.f_cos()?.f_to_kind(Kind::Float)?))
+}

@@ -159,7 +159,7 @@ impl Policy {
         kind: Kind,
     ) -> Result<Self, PolicyError> {
         let root = Loader::new(&checkpoint.weights, device, kind);
-        let (model, eagle) = (&checkpoint.model, &checkpoint.eagle);
+        let (model, eagle) = (&checkpoint.config, &checkpoint.eagle);
         let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
         let at = root.at("action_head");
         let dit = Box::new(TorchDit::load(&at.at("model"), model)?);

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
-    layers::{LayerNorm, Linear, Loader, attention, merge_heads, split_heads},
+    layers::{LayerNorm, Linear, Loader, backbone_attention, merge_heads, split_heads},
     probe::Probe,
 };
 use crate::checkpoint::EagleConfig;
@@ -91,7 +91,7 @@ impl VisionLayer {
         let q = split_heads(&self.query.forward(x)?, self.heads)?;
         let k = split_heads(&self.key.forward(x)?, self.heads)?;
         let v = split_heads(&self.value.forward(x)?, self.heads)?;
-        Ok(self.out.forward(&merge_heads(&attention(&q, &k, &v, None)?)?)?)
+        Ok(self.out.forward(&merge_heads(&backbone_attention(&q, &k, &v, None, false)?)?)?)
     }
 
     /// The feed-forward half, (N, P, D), without norm and residual.

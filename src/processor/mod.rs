@@ -9,21 +9,26 @@
 
 pub mod action;
 pub mod image;
+mod normalisation;
+pub mod rotation;
+pub mod setup;
+mod sincos;
 pub mod state;
 pub mod text;
 
 use std::{collections::BTreeMap, path::Path};
 
 use ::image::RgbImage;
-use ndarray::{Array2, Array3, Array4, ArrayView2, Axis, concatenate, s};
+use ndarray::{Array2, Array3, Array4, ArrayView2, Axis, concatenate};
 use rayon::prelude::*;
 use thiserror::Error;
 
 use self::{
     action::{ActionError, ActionProcessor},
     image::{ImageError, ImageTransform, image_tokens},
+    setup::SetupError,
     state::{StateError, StateProcessor},
-    text::{PromptTokenizer, TextError},
+    text::{PromptTokenizer, TextError, left_pad},
 };
 use crate::{
     checkpoint::{Checkpoint, side_file::SideFileError},
@@ -39,6 +44,9 @@ pub enum ProcessorError {
     /// The side files of the checkpoint.
     #[error(transparent)]
     SideFile(#[from] SideFileError),
+    /// Settings and statistics that do not fit each other.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// The tokenizer or the instruction.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -105,7 +113,6 @@ pub struct ModelInputs {
 }
 
 /// The processing of one embodiment.
-#[derive(Debug)]
 pub struct Processor {
     embodiment: String,
     embodiment_index: usize,
@@ -130,7 +137,7 @@ impl Processor {
     ) -> Result<Self, ProcessorError> {
         let (config, statistics) = (&checkpoint.processor, &checkpoint.statistics);
         let modalities = config.embodiment(embodiment)?;
-        let embodiment_index = checkpoint.embodiments.index(embodiment, checkpoint.model.max_num_embodiments)?;
+        let embodiment_index = checkpoint.embodiments.index(embodiment, checkpoint.config.max_num_embodiments)?;
         let own = checkpoint.dir.join("tokenizer");
         let tokenizer = match tokenizer {
             Some(folder) => folder.to_owned(),
@@ -203,23 +210,23 @@ impl Processor {
         let per_sample = count / observations.len().max(1);
         let tokens = vec![image_tokens(width as u32, height as u32); per_sample];
         let mut prompts = Vec::with_capacity(observations.len());
+        let mut order = Vec::with_capacity(count);
         let mut states = Vec::with_capacity(observations.len());
-        for observation in observations {
-            prompts.push(self.prompt.encode(&observation.instruction, self.formalize, &tokens)?);
+        for (sample, observation) in observations.iter().enumerate() {
+            let prompt = self.prompt.encode(&observation.instruction, self.formalize, &tokens)?;
+            order.extend(prompt.images.iter().map(|image| sample * per_sample + image));
+            prompts.push(prompt);
             states.push(self.state.process(&observation.state)?.insert_axis(Axis(0)));
         }
-        let length = prompts.iter().map(|ids| ids.len()).max().unwrap_or(0);
-        let mut input_ids = Array2::from_elem((prompts.len(), length), self.prompt.pad_id());
-        let mut attention_mask = Array2::from_elem((prompts.len(), length), false);
-        for (row, ids) in prompts.iter().enumerate() {
-            let real = s![row, length - ids.len()..];
-            input_ids.slice_mut(real).assign(&ndarray::aview1(ids));
-            attention_mask.slice_mut(real).fill(true);
-        }
+        // An instruction with placeholders of its own changes which image stands where; any other leaves the order.
+        let images = if order.iter().copied().eq(0..count) { images } else { images.select(Axis(0), &order) };
+        let ids: Vec<&[i64]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
+        let padded = left_pad(&ids);
         let states: Vec<_> = states.iter().map(|state| state.view()).collect();
         // All states have the one shape that the processor gives, and there is at least one: `resize` refused none.
         let state = concatenate(Axis(0), &states).map_err(|_| ProcessorError::Empty)?;
-        Ok(ModelInputs { images, input_ids, attention_mask, state })
+        let attention_mask = padded.attention_mask.mapv(|v| v == 1);
+        Ok(ModelInputs { images, input_ids: padded.input_ids, attention_mask, state })
     }
 
     /// The frames of one observation in the order of the network, with their cameras.

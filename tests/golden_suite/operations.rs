@@ -14,7 +14,7 @@ use groot_policy::{
         vision::{patchify, pixel_unshuffle, resize_positions},
     },
 };
-use ndarray::{Array2, ArrayD, Ix2};
+use ndarray::{Array2, ArrayD};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -62,7 +62,7 @@ impl Operations {
     }
 
     fn dit(&self) -> TorchDit {
-        TorchDit::load(&self.root().at("action_head.model"), &self.checkpoint.model).unwrap()
+        TorchDit::load(&self.root().at("action_head.model"), &self.checkpoint.config).unwrap()
     }
 
     fn timesteps_and_blocks(&mut self) {
@@ -153,7 +153,7 @@ impl Operations {
     fn language(&mut self) {
         let eagle = self.checkpoint.eagle.clone();
         let backbone =
-            Backbone::load(&self.root().at("backbone.model"), &self.checkpoint.model, &eagle).unwrap();
+            Backbone::load(&self.root().at("backbone.model"), &self.checkpoint.config, &eagle).unwrap();
         let layer = &backbone.language().layers()[0];
         let x = self.input("qwen.x");
         let normed = layer.input_norm(&x).unwrap();
@@ -177,13 +177,13 @@ impl Operations {
         let enc = self.input("eps.enc");
         self.check("eps.llm_rms", &layer.input_norm(&enc).unwrap());
         let q = self.input("eps.q_in");
-        self.check("eps.q_norm", &layer.key_norm(&q).unwrap());
+        self.check("eps.q_norm", &layer.query_norm(&q).unwrap());
     }
 
     fn vision(&mut self) {
         let eagle = self.checkpoint.eagle.clone();
         let mut backbone =
-            Backbone::load(&self.root().at("backbone.model"), &self.checkpoint.model, &eagle).unwrap();
+            Backbone::load(&self.root().at("backbone.model"), &self.checkpoint.config, &eagle).unwrap();
         let tower = backbone.vision();
         let x = self.input("siglip.x");
         // Two images, packed one after the other: the first has two thirds of the patches.
@@ -228,7 +228,7 @@ impl Operations {
 
     fn head_norms(&mut self) {
         let dit = Box::new(self.dit());
-        let head = ActionHead::load(&self.root().at("action_head"), &self.checkpoint.model, 0, dit).unwrap();
+        let head = ActionHead::load(&self.root().at("action_head"), &self.checkpoint.config, 0, dit).unwrap();
         let x = self.input("vlln.in");
         self.check("vlln.out", &head.context(&x).unwrap());
         let enc = self.input("eps.enc");
@@ -261,7 +261,7 @@ impl Operations {
 }
 
 fn action_width(checkpoint: &Checkpoint) -> usize {
-    checkpoint.model.input_embedding_dim
+    checkpoint.config.input_embedding_dim
 }
 
 fn run(mode: &str, kind: Kind, limit: fn(&ArrayD<f64>) -> f64) {
