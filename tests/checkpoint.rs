@@ -491,6 +491,34 @@ fn a_tensor_in_two_shards_is_named_with_both() {
 }
 
 #[test]
+fn a_tensor_that_the_index_places_in_two_shards_is_named_with_both() {
+    let (dir, names, shards) = sharded();
+    let tensor = shards[0].keys().next().unwrap();
+    let path = dir.path().join(INDEX_FILE);
+    let twice = fs::read_to_string(&path).unwrap().replacen(
+        "\"weight_map\": {",
+        &format!("\"weight_map\": {{\"{tensor}\": \"{}\",", names[0]),
+        1,
+    );
+    fs::write(
+        &path,
+        twice.replacen(
+            &format!("\n    \"{tensor}\": \"{}\"", names[0]),
+            &format!("\n    \"{tensor}\": \"{}\"", names[1]),
+            1,
+        ),
+    )
+    .unwrap();
+    only_complaint(
+        dir.path(),
+        &[&format!(
+            "{INDEX_FILE}: {tensor}: expected each tensor in one shard only, found \"{}\" and \"{}\"",
+            names[0], names[1]
+        )],
+    );
+}
+
+#[test]
 fn an_index_that_leads_out_of_the_directory_is_refused() {
     let (dir, names, shards) = sharded();
     let tensor = shards[0].keys().next().unwrap();

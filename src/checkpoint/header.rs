@@ -1,7 +1,7 @@
 //! The header of a safetensors file.
 //!
-//! Eight bytes of length (little-endian), then JSON `{name: {dtype, shape, data_offsets}}`, then the tensors' bytes without
-//! gaps. The `safetensors` crate reads this too, but stops at the first fault and names no tensor for most; here every
+//! Eight bytes of length (little-endian), then JSON `{name: {dtype, shape, data_offsets}}`, then the tensors' bytes
+//! without gaps. The `safetensors` crate reads this too, but stops at the first fault and names no tensor for most; here every
 //! fault names the tensor, what the file should hold and what it holds.
 
 use std::ops::Range;
