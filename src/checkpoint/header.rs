@@ -1,7 +1,7 @@
 //! The header of a safetensors file.
 //!
-//! Eight bytes of length (little-endian), then JSON `{name: {dtype, shape, data_offsets}}`, then the tensors' bytes without
-//! gaps. The `safetensors` crate reads this too, but stops at the first fault and names no tensor for most; here every
+//! Eight bytes of length (little-endian), then JSON `{name: {dtype, shape, data_offsets}}`, then the tensors' bytes
+//! without gaps. The `safetensors` crate reads this too, but stops at the first fault and names no tensor for most; here every
 //! fault names the tensor, what the file should hold and what it holds.
 
 use std::ops::Range;
@@ -169,6 +169,12 @@ fn layout_fault(file: &str, by_position: &[HeaderEntry], available: usize) -> Op
     let mut end = 0;
     for entry in by_position {
         if entry.bytes.start != end {
+            // A tensor sent out of the file leaves a hole before another one: it is the culprit, not the other.
+            if let Some(outside) = by_position.iter().find(|entry| entry.bytes.end > available) {
+                let expected = format!("data within the file's {available} bytes of tensors");
+                let found = format!("data_offsets [{}, {}]", outside.bytes.start, outside.bytes.end);
+                return Some(Problem::item(file, &outside.name, expected, found));
+            }
             let expected = format!("data from byte {end}, where {} ends", quote(previous));
             let found = format!("data_offsets [{}, {}]", entry.bytes.start, entry.bytes.end);
             return Some(Problem::item(file, &entry.name, expected, found));

@@ -36,8 +36,8 @@ impl TensorSpec {
 
 /// All tensors that a checkpoint of this configuration has or may have, ordered by component.
 ///
-/// Names and shapes follow the state dict of the reference (Isaac-GR00T N1.6). The sizes must be those of configurations
-/// that were read from a file or built in: their bounds keep every product below overflow.
+/// Names and shapes follow the state dict of the reference (Isaac-GR00T N1.6). The sizes must be those of
+/// configurations that were read from a file or built in: their bounds keep every product below overflow.
 pub fn key_table(model: &ModelConfig, eagle: &EagleConfig) -> Vec<TensorSpec> {
     let mut table = Table { specs: Vec::new(), purpose: Purpose::Inference };
     vision_tower(&mut table, eagle);

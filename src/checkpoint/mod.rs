@@ -81,8 +81,8 @@ pub struct OpenOptions {
 impl Checkpoint {
     /// Opens and validates a checkpoint directory. Reads the configurations and the headers of the weight files.
     ///
-    /// Tensors that are left over from training (see [`Purpose::Unused`]) may be absent and are not looked at; tensors of
-    /// unknown name are tolerated with a warning.
+    /// Tensors that are left over from training (see [`Purpose::Unused`]) may be absent and are not looked at; tensors
+    /// of unknown name are tolerated with a warning.
     ///
     /// # Errors
     /// The directory or a file is missing or damaged, a configuration asks for what is not supported, or the weights do

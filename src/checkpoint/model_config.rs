@@ -11,8 +11,8 @@ use super::{CheckpointError, EagleConfig, file_name, json::read_json};
 
 /// The parts of `config.json` that rule inference, named as there.
 ///
-/// A checkpoint stores only the keys that were set when it was trained; an absent key has the default of the reference's
-/// `Gr00tN1d6Config`, noted at each field. Keys not listed (training, preprocessing) are ignored. Choices of which
+/// A checkpoint stores only the keys that were set when it was trained; an absent key has the default of the
+/// reference's `Gr00tN1d6Config`, noted at each field. Keys not listed (training, preprocessing) are ignored. Choices of which
 /// only one value is supported are checked when the file is read and have no field: `use_alternate_vl_dit` true,
 /// `use_vlln` true, and in `diffusion_model_cfg` `norm_type` "ada_norm", `interleave_self_attention` true,
 /// `positional_embeddings` null.

@@ -179,10 +179,10 @@ fn map_file(path: &Path) -> io::Result<Mmap> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let file = File::open(path)?;
-    // SAFETY: the map is read-only and is only ever handed out as bytes, for which every content is valid. What cannot be
-    // excluded is another process changing the file while it is mapped: rewriting it changes the weights under us, and
-    // truncating it makes a read fault. Both break the checkpoint for any reader; replacing a checkpoint is to be done
-    // by renaming a new file over the old one, which leaves the mapped one untouched.
+    // SAFETY: the map is read-only and is only ever handed out as bytes, for which every content is valid. What cannot
+    // be excluded is another process changing the file while it is mapped: rewriting it changes the weights under us,
+    // and truncating it makes a read fault. Both break the checkpoint for any reader; a checkpoint is to be replaced by
+    // renaming a new file over the old one, which leaves the mapped one untouched.
     unsafe { MmapOptions::new().map(&file) }
 }
 

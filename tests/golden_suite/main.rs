@@ -3,6 +3,7 @@
 //! `GROOT_GOLDEN_DIR=<dir> cargo test --release --test golden` runs the suite on any directory laid out like
 //! `tests/golden/tiny`: sizes, layer counts, cameras and observations come from its files.
 
+mod checkpoint;
 mod fixture;
 #[cfg(feature = "torch")]
 mod model;
