@@ -109,9 +109,14 @@ mod tests {
 
     #[test]
     fn a_value_that_is_no_index_is_named() {
-        for (json, found) in [(r#"{"gr1": -1}"#, "-1"), (r#"{"gr1": "20"}"#, "\"20\""), (r#"{"gr1": 1.5}"#, "1.5")] {
+        for (json, found) in
+            [(r#"{"gr1": -1}"#, "-1"), (r#"{"gr1": "20"}"#, "\"20\""), (r#"{"gr1": 1.5}"#, "1.5")]
+        {
             let message = parse(json).unwrap_err().to_string();
-            assert!(message.starts_with("embodiment_id.json: at gr1: ") && message.contains(found), "{message}");
+            assert!(
+                message.starts_with("embodiment_id.json: at gr1: ") && message.contains(found),
+                "{message}"
+            );
         }
         assert!(parse("{").unwrap_err().to_string().contains("EOF"));
         assert!(parse("{} x").unwrap_err().to_string().contains("trailing"));

@@ -198,9 +198,8 @@ impl ProcessorConfig {
     /// Parses the file's contents; `path` serves messages only.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self, SideFileError> {
         let Document { processor_class, processor_kwargs: kwargs } = side_file::parse(path, json)?;
-        let invalid = |at: &str, expected: &str, found: String| {
-            Err(SideFileError::invalid(path, at, expected, found))
-        };
+        let invalid =
+            |at: &str, expected: &str, found: String| Err(SideFileError::invalid(path, at, expected, found));
         if let Some(class) = processor_class.filter(|class| class != PROCESSOR_CLASS) {
             return invalid("processor_class", PROCESSOR_CLASS, class);
         }
@@ -387,10 +386,14 @@ mod tests {
         let config = parse(&document()).unwrap();
         assert_eq!((config.shortest_image_edge, config.crop_fraction), (512, 0.95));
         assert!(config.formalize_language && config.clip_outliers);
-        assert!(!config.use_percentiles && !config.use_relative_action && !config.apply_sincos_state_encoding);
+        assert!(
+            !config.use_percentiles && !config.use_relative_action && !config.apply_sincos_state_encoding
+        );
         assert_eq!((config.max_state_dim, config.max_action_dim, config.max_action_horizon), (29, 29, 40));
         let modalities = config.embodiment("robot").unwrap();
-        assert!(modalities.state.sin_cos_embedding_keys.is_empty() && modalities.action.action_configs.is_none());
+        assert!(
+            modalities.state.sin_cos_embedding_keys.is_empty() && modalities.action.action_configs.is_none()
+        );
     }
 
     #[test]
@@ -443,10 +446,22 @@ mod tests {
             ("/processor_kwargs/shortest_image_edge", json!(0), ["shortest_image_edge", "found 0"]),
             ("/processor_kwargs/shortest_image_edge", json!(null), ["shortest_image_edge", "found null"]),
             ("/processor_kwargs/modality_configs/robot/state/delta_indices", json!([]), [robot, "found 0"]),
-            ("/processor_kwargs/modality_configs/robot/state/modality_keys", json!([]), [robot, "found none"]),
-            ("/processor_kwargs/modality_configs/robot/state/modality_keys", json!(["a", "a"]), [robot, "twice"]),
+            (
+                "/processor_kwargs/modality_configs/robot/state/modality_keys",
+                json!([]),
+                [robot, "found none"],
+            ),
+            (
+                "/processor_kwargs/modality_configs/robot/state/modality_keys",
+                json!(["a", "a"]),
+                [robot, "twice"],
+            ),
             ("/processor_kwargs/modality_configs/robot/action/action_configs", json!([]), [robot, "found 0"]),
-            ("/processor_kwargs/modality_configs", json!(null), ["processor_kwargs.modality_configs", "null"]),
+            (
+                "/processor_kwargs/modality_configs",
+                json!(null),
+                ["processor_kwargs.modality_configs", "null"],
+            ),
         ] {
             let message = message(at, value);
             assert!(
@@ -471,7 +486,10 @@ mod tests {
         let message = config.embodiment("other").unwrap_err().to_string();
         assert!(message.ends_with("expected the embodiment \"other\", found robot"), "{message}");
         let message = config.embodiment("robot").unwrap_err().to_string();
-        assert!(message.ends_with("expected the modality \"language\", found action, state, video"), "{message}");
+        assert!(
+            message.ends_with("expected the modality \"language\", found action, state, video"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -251,9 +251,11 @@ mod tests {
         ] {
             let mut key = key();
             key[name] = value;
-            let message = parse(&json!({"robot": {"action": {"arm": key}}}).to_string()).unwrap_err().to_string();
+            let message =
+                parse(&json!({"robot": {"action": {"arm": key}}}).to_string()).unwrap_err().to_string();
             assert!(
-                message.starts_with(&format!("{FILE}: at robot.action.arm.{name}")) && message.contains(found),
+                message.starts_with(&format!("{FILE}: at robot.action.arm.{name}"))
+                    && message.contains(found),
                 "{message}"
             );
         }

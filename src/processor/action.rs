@@ -178,8 +178,7 @@ impl ActionProcessor {
         if normalised.nrows() < expected[0] || normalised.ncols() < expected[1] {
             return Err(ActionError::Output { expected, found: [normalised.nrows(), normalised.ncols()] });
         }
-        if let Some(((row, column), &value)) =
-            normalised.indexed_iter().find(|(_, value)| !value.is_finite())
+        if let Some(((row, column), &value)) = normalised.indexed_iter().find(|(_, value)| !value.is_finite())
         {
             return Err(ActionError::OutputNotFinite { row, column, value });
         }

@@ -70,22 +70,22 @@ impl StateProcessor {
             .map(|key| {
                 let key_statistics = statistics.key(embodiment, StatisticsGroup::State, key)?;
                 let name = KeyName { embodiment, group: StatisticsGroup::State, key };
-                let encoding =
-                    if config.apply_sincos_state_encoding && modality.sin_cos_embedding_keys.contains(key) {
-                        Encoding::SinCos
-                    } else if modality.mean_std_embedding_keys.contains(key) {
-                        Encoding::Normalised {
-                            normalisation: Normalisation::new(name, key_statistics, Method::MeanStd)?,
-                            clip: false,
-                        }
-                    } else {
-                        let method =
-                            if config.use_percentiles { Method::Percentiles } else { Method::MinMax };
-                        Encoding::Normalised {
-                            normalisation: Normalisation::new(name, key_statistics, method)?,
-                            clip: config.clip_outliers,
-                        }
-                    };
+                let encoding = if config.apply_sincos_state_encoding
+                    && modality.sin_cos_embedding_keys.contains(key)
+                {
+                    Encoding::SinCos
+                } else if modality.mean_std_embedding_keys.contains(key) {
+                    Encoding::Normalised {
+                        normalisation: Normalisation::new(name, key_statistics, Method::MeanStd)?,
+                        clip: false,
+                    }
+                } else {
+                    let method = if config.use_percentiles { Method::Percentiles } else { Method::MinMax };
+                    Encoding::Normalised {
+                        normalisation: Normalisation::new(name, key_statistics, method)?,
+                        clip: config.clip_outliers,
+                    }
+                };
                 Ok(StateKey { name: key.clone(), dim: key_statistics.dim(), encoding })
             })
             .collect::<Result<Vec<_>, SetupError>>()?;
@@ -308,7 +308,10 @@ mod tests {
             with("base", array![[0.0, 0.0], [0.0, f32::NAN]]),
             "state key base: expected finite values, found NaN at time step 1, value 1"
         );
-        assert!(with("arm", array![[f32::INFINITY, 0.0], [0.0, 0.0]]).contains("found inf at time step 0, value 0"));
+        assert!(
+            with("arm", array![[f32::INFINITY, 0.0], [0.0, 0.0]])
+                .contains("found inf at time step 0, value 0")
+        );
     }
 
     #[test]
@@ -324,7 +327,9 @@ mod tests {
     #[test]
     fn a_state_wider_than_the_network_is_refused() {
         let message = processor(json!({"max_state_dim": 7}), &statistics()).unwrap_err().to_string();
-        assert!(message.contains("8 values") && message.contains("max_state_dim") && message.contains("allows 7"));
+        assert!(
+            message.contains("8 values") && message.contains("max_state_dim") && message.contains("allows 7")
+        );
     }
 
     #[test]

@@ -4,3 +4,5 @@
 //! `tests/golden/tiny`: sizes, layer counts, cameras and observations come from its files.
 
 mod fixture;
+mod processor;
+mod text;

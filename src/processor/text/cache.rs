@@ -61,9 +61,12 @@ mod tests {
         let cache = PromptCache::default();
         cache.insert("lift", true, &[81], prompt(1));
         assert_eq!(cache.get("lift", true, &[81]), Some(prompt(1)));
-        for (instruction, formalize, image_tokens) in
-            [("drop", true, &[81][..]), ("lift", false, &[81]), ("lift", true, &[80]), ("lift", true, &[81, 81])]
-        {
+        for (instruction, formalize, image_tokens) in [
+            ("drop", true, &[81][..]),
+            ("lift", false, &[81]),
+            ("lift", true, &[80]),
+            ("lift", true, &[81, 81]),
+        ] {
             assert_eq!(cache.get(instruction, formalize, image_tokens), None);
         }
     }

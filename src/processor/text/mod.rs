@@ -48,7 +48,9 @@ pub enum TextError {
     #[error("{folder}: the tokenizer cannot be built from its files: {message}")]
     Build { folder: PathBuf, message: String },
     /// A special token is absent or has another id than the network was trained with.
-    #[error("{folder}: special token {token}: expected id {expected}, found {found}; this is another model's tokenizer")]
+    #[error(
+        "{folder}: special token {token}: expected id {expected}, found {found}; this is another model's tokenizer"
+    )]
     SpecialToken { folder: PathBuf, token: String, expected: i64, found: String },
     /// The instruction is too long.
     #[error("instruction: expected at most {limit} characters, found {found}; shorten it")]

@@ -19,9 +19,8 @@ pub struct ExpandedPrompt {
 /// The conversation as the reference's chat template writes it: system line, then the user's text and after it one
 /// placeholder `<image-1>`, `<image-2>`, … per image. No header for an answer follows.
 pub fn chat_text(text: &str, images: usize) -> String {
-    let mut chat = format!(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{text}"
-    );
+    let mut chat =
+        format!("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{text}");
     for image in 1..=images {
         // Writing to a string cannot fail.
         let _ = write!(chat, "<image-{image}>");
@@ -104,14 +103,26 @@ mod tests {
     fn placeholders_without_an_image_are_refused() {
         for text in ["<image-3>", "<image-0>", "<video-1>", "<image-99999999999999999999999>"] {
             let message = expand_images(&format!("look at {text}"), 2).unwrap_err().to_string();
-            assert!(message.contains(&format!("placeholder {text} ")) && message.contains("<image-2>"), "{message}");
+            assert!(
+                message.contains(&format!("placeholder {text} ")) && message.contains("<image-2>"),
+                "{message}"
+            );
         }
     }
 
     #[test]
     fn what_only_looks_like_a_placeholder_stays() {
-        for text in ["<image->", "<image-1", "<image-x>", "<image-1 >", "< image-1>", "<Image-1>", "<<", "a<b", "<image-１>"]
-        {
+        for text in [
+            "<image->",
+            "<image-1",
+            "<image-x>",
+            "<image-1 >",
+            "< image-1>",
+            "<Image-1>",
+            "<<",
+            "a<b",
+            "<image-１>",
+        ] {
             let expanded = expand_images(text, 1).unwrap();
             assert_eq!((expanded.text.as_str(), expanded.images.len()), (text, 0));
         }
