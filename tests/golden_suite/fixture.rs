@@ -32,6 +32,8 @@ pub struct ObservationInfo {
     pub language: OneOrMany,
     pub seq_len: usize,
     pub num_images: usize,
+    /// Height and width of every image given to the network; all images of the first sample first.
+    pub pixel_hw: Vec<[usize; 2]>,
 }
 
 #[derive(Deserialize, Clone)]

@@ -12,3 +12,5 @@ mod observations;
 mod operations;
 #[cfg(feature = "torch")]
 mod tensors;
+mod processor;
+mod text;

@@ -1,0 +1,73 @@
+//! Reading the small JSON files that lie beside the weights.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+/// Largest side file that is read, in bytes. The statistics of some thirty embodiments are a few MB.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// What is wrong with `processor_config.json`, `statistics.json` or `embodiment_id.json`.
+#[derive(Debug, thiserror::Error)]
+pub enum SideFileError {
+    /// The file cannot be opened or read.
+    #[error("{path}: cannot be read: {source}; a checkpoint directory must hold this file")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is far larger than any real one.
+    #[error("{path}: expected at most {limit} bytes, found more; this is not a checkpoint's side file")]
+    TooLarge { path: PathBuf, limit: u64 },
+    /// The file is not JSON, or a value has the wrong type. `message` says what was expected and found.
+    #[error("{path}: at {at}: {message}")]
+    Json { path: PathBuf, at: String, message: String },
+    /// The file is well-formed but a value makes no sense.
+    #[error("{path}: at {at}: expected {expected}, found {found}")]
+    Invalid { path: PathBuf, at: String, expected: String, found: String },
+}
+
+impl SideFileError {
+    pub(crate) fn invalid(
+        path: &Path,
+        at: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::Invalid { path: path.to_owned(), at: at.into(), expected: expected.into(), found: found.into() }
+    }
+}
+
+/// Reads a whole side file, refusing one that is too large before it is in memory.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SideFileError> {
+    let failed = |source| SideFileError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(SideFileError::TooLarge { path: path.to_owned(), limit: MAX_BYTES });
+    }
+    Ok(bytes)
+}
+
+/// Parses JSON; an error carries the path inside the document.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, SideFileError> {
+    let failed = |at: String, error: serde_json::Error| SideFileError::Json {
+        path: path.to_owned(),
+        at: if at == "." { "the top level".to_owned() } else { at },
+        message: error.to_string(),
+    };
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let value = serde_path_to_error::deserialize(&mut deserializer)
+        .map_err(|error| failed(error.path().to_string(), error.into_inner()))?;
+    deserializer.end().map_err(|error| failed("the end".to_owned(), error))?;
+    Ok(value)
+}
+
+/// `a, b, c` for messages that list what there is; "nothing" for an empty list.
+pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.into_iter().collect();
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
