@@ -4,3 +4,4 @@
 //! `tests/golden/tiny`: sizes, layer counts, cameras and observations come from its files.
 
 mod fixture;
+mod images;
