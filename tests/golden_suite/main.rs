@@ -5,12 +5,14 @@
 
 mod checkpoint;
 mod fixture;
+mod images;
 #[cfg(feature = "torch")]
 mod model;
+#[cfg(feature = "torch")]
 mod observations;
 #[cfg(feature = "torch")]
 mod operations;
+mod processor;
 #[cfg(feature = "torch")]
 mod tensors;
-mod processor;
 mod text;
