@@ -1,1 +1,3 @@
 //! The policy node.
+
+pub mod config;
