@@ -11,7 +11,7 @@
 //! |---|---|---|---|
 //! | read | YAML text | tree with lines | `document` |
 //! | select | tree, node name | the node's named values, later ones winning | `section` |
-//! | check | named values | [`Parameters`]: each valid by the [`parameter_table`], defaults added | `parameters`, `spec`, `table` |
+//! | check | named values | [`Parameters`]: each valid by the [`parameter_table()`], defaults added | `parameters`, `spec`, `table` |
 //! | build | parameters | [`NodeConfig`] | here |
 //! | match | configuration, checkpoint's keys | the same, or what does not fit | [`NodeConfig::check_against`] |
 //!
@@ -35,6 +35,7 @@ use std::time::Duration;
 pub use checkpoint_keys::CheckpointKeys;
 pub use parameters::Parameters;
 pub use problem::{ConfigError, Problem};
+pub use section::split_override;
 pub use spec::{Constraint, ParameterDefault, ParameterSpec};
 pub use table::{markdown_table, parameter_table};
 pub use value::{ParameterType, ParameterValue};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::document::{self, Content, Node};
 use super::problem::Problem;
-use super::value::ParameterValue;
+use super::value::{ParameterValue, quoted};
 
 /// The key under which a node's parameters stand.
 const PARAMETERS_KEY: &str = "ros__parameters";
@@ -194,6 +194,17 @@ impl FileReader<'_> {
         let source =
             Source { file: Some(self.path.to_owned()), line: Some(node.line), path: path.to_owned() };
         given.push(Given { name: name.to_owned(), value, source });
+    }
+}
+
+/// Splits an override as it stands on the command line, `name:=value`; the value may be empty text.
+///
+/// # Errors
+/// What was expected, in words for the command line.
+pub fn split_override(text: &str) -> Result<(String, String), String> {
+    match text.split_once(":=") {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("expected name:=value, e.g. rate:=5.0, found {}", quoted(text))),
     }
 }
 
@@ -444,6 +455,18 @@ mod tests {
             problems[1].contains("found a mapping; put text with special characters in quotes"),
             "{problems:?}"
         );
+    }
+
+    #[test]
+    fn an_override_is_split_at_its_first_mark() {
+        let split = |text| split_override(text).map(|(name, value)| format!("{name}|{value}"));
+        assert_eq!(split("rate:=5"), Ok("rate|5".into()));
+        assert_eq!(split("policy_node:rate:=5"), Ok("policy_node:rate|5".into()));
+        assert_eq!(split("instruction:='a:=b'"), Ok("instruction|'a:=b'".into()));
+        assert_eq!(split("instruction:="), Ok("instruction|".into()));
+        for text in ["rate=5", ":=5", "", "rate"] {
+            assert!(split(text).unwrap_err().contains("expected name:=value"), "{text}");
+        }
     }
 
     #[test]
