@@ -111,12 +111,7 @@ impl DitBlock {
     }
 
     /// Attention of normed tokens (B, T, width) over keys and values; `mask` (B, 1, 1, L), true = attend.
-    pub fn attend(
-        &self,
-        x: &Tensor,
-        over: &KeyValues,
-        mask: Option<&Tensor>,
-    ) -> Result<Tensor, ModelError> {
+    pub fn attend(&self, x: &Tensor, over: &KeyValues, mask: Option<&Tensor>) -> Result<Tensor, ModelError> {
         let q = split_heads(&self.query.forward(x)?, self.heads)?;
         Ok(self.out.forward(&merge_heads(&attention(&q, &over.keys, &over.values, mask)?)?)?)
     }
@@ -166,10 +161,7 @@ pub struct Modulation {
 impl Modulation {
     /// From scale and shift (B, width).
     pub fn new(scale: &Tensor, shift: &Tensor) -> Result<Self, ModelError> {
-        Ok(Self {
-            one_plus_scale: scale.f_add_scalar(1.0)?.f_unsqueeze(1)?,
-            shift: shift.f_unsqueeze(1)?,
-        })
+        Ok(Self { one_plus_scale: scale.f_add_scalar(1.0)?.f_unsqueeze(1)?, shift: shift.f_unsqueeze(1)? })
     }
 
     /// LN(x)·(1 + scale) + shift.

@@ -109,8 +109,7 @@ impl ActionEncoder {
         self.time_features.clear();
         for step in 0..timesteps.len() as i64 {
             let features = all.f_narrow(0, step, 1)?;
-            let own =
-                features.f_to_device(self.w2_time.device())?.f_to_kind(self.w2_time.f_kind()?)?;
+            let own = features.f_to_device(self.w2_time.device())?.f_to_kind(self.w2_time.f_kind()?)?;
             self.time_terms.push(own.f_matmul(&self.w2_time)?.f_add(&self.b2)?.f_squeeze_dim(0)?);
             self.time_features.push(features.f_unsqueeze(0)?);
         }

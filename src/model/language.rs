@@ -129,7 +129,13 @@ impl LanguageLayer {
         Ok(self.query_norm.forward(x)?)
     }
 
-    fn per_head(&self, linear: &Linear, norm: &RmsNorm, heads: i64, x: &Tensor) -> Result<Tensor, ModelError> {
+    fn per_head(
+        &self,
+        linear: &Linear,
+        norm: &RmsNorm,
+        heads: i64,
+        x: &Tensor,
+    ) -> Result<Tensor, ModelError> {
         let size = x.size();
         let split = linear.forward(x)?.f_reshape([size[0], size[1], heads, self.head_dim])?;
         Ok(norm.forward(&split)?)

@@ -13,8 +13,8 @@ use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
 use super::{
-    ModelError, action_head::ActionHead, backbone::Backbone, default_kind, device, dit::TorchDit, layers::Loader,
-    probe::Probe,
+    ModelError, action_head::ActionHead, backbone::Backbone, default_kind, device, dit::TorchDit,
+    layers::Loader, probe::Probe,
 };
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, OpenOptions},
@@ -142,8 +142,10 @@ impl Policy {
     pub fn load(options: &PolicyOptions) -> Result<Self, PolicyError> {
         let device = device::select(if options.device.is_empty() { "auto" } else { &options.device })?;
         let kind = options.kind.unwrap_or_else(|| default_kind(device));
-        let checkpoint =
-            Checkpoint::open(&options.checkpoint, &OpenOptions { eagle_config: options.eagle_config.clone() })?;
+        let checkpoint = Checkpoint::open(
+            &options.checkpoint,
+            &OpenOptions { eagle_config: options.eagle_config.clone() },
+        )?;
         let processor = Processor::load(&checkpoint, options.tokenizer.as_deref(), &options.embodiment)?;
         let mut policy = Self::assemble(&checkpoint, processor, device, kind)?;
         if let Some(steps) = options.denoising_steps {
@@ -249,8 +251,13 @@ impl Policy {
             let (stage, count) = if broken > 0 { ("backbone", broken) } else { ("action head", bad) };
             return Err(ModelError::NonFinite { stage, count }.into());
         }
-        let timing =
-            Timing { vision, language, action_head: head_start.elapsed(), total: start.elapsed(), ..Timing::default() };
+        let timing = Timing {
+            vision,
+            language,
+            action_head: head_start.elapsed(),
+            total: start.elapsed(),
+            ..Timing::default()
+        };
         Ok((actions, timing))
     }
 }
@@ -273,7 +280,9 @@ fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
     let count = flat.len();
     tensor.f_copy_data(&mut flat, count)?;
     let shape = (size[0] as usize, size[1] as usize, size[2] as usize);
-    Array3::from_shape_vec(shape, flat).map_err(|error| {
-        ModelError::Input { what: "action chunk", expected: format!("{shape:?}"), found: error.to_string() }
+    Array3::from_shape_vec(shape, flat).map_err(|error| ModelError::Input {
+        what: "action chunk",
+        expected: format!("{shape:?}"),
+        found: error.to_string(),
     })
 }

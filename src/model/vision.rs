@@ -24,10 +24,11 @@ pub fn patchify(pixels: &Tensor, patch: i64) -> Result<Tensor, ModelError> {
     let size = pixels.size();
     let (n, h, w, c) = (size[0], size[1], size[2], size[3]);
     let (rows, columns) = (h / patch, w / patch);
-    Ok(pixels
-        .f_reshape([n, rows, patch, columns, patch, c])?
-        .f_permute([0, 1, 3, 2, 4, 5])?
-        .f_reshape([n, rows * columns, patch * patch * c])?)
+    Ok(pixels.f_reshape([n, rows, patch, columns, patch, c])?.f_permute([0, 1, 3, 2, 4, 5])?.f_reshape([
+        n,
+        rows * columns,
+        patch * patch * c,
+    ])?)
 }
 
 /// Resizes a (side, side, D) grid of position embeddings to `rows` x `columns`, raster order (rows·columns, D).
@@ -227,7 +228,11 @@ impl VisionTower {
     pub fn forward(&mut self, frames: &Tensor, probe: &mut Probe) -> Result<Tensor, ModelError> {
         let size = frames.size();
         let cell = self.patch * UNSHUFFLE;
-        if size.len() != 4 || size[3] != 3 || size[1] % cell != 0 || size[2] % cell != 0 || size[1] * size[2] == 0
+        if size.len() != 4
+            || size[3] != 3
+            || size[1] % cell != 0
+            || size[2] % cell != 0
+            || size[1] * size[2] == 0
         {
             return Err(ModelError::Input {
                 what: "frames",

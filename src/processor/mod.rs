@@ -68,7 +68,9 @@ pub enum ProcessorError {
     #[error(transparent)]
     Action(#[from] ActionError),
     /// A camera that the checkpoint needs is absent or has the wrong number of frames.
-    #[error("camera {camera:?}: expected {expected} frame(s), found {found}; the observation has {present:?}")]
+    #[error(
+        "camera {camera:?}: expected {expected} frame(s), found {found}; the observation has {present:?}"
+    )]
     Frames {
         /// Camera key.
         camera: String,
@@ -137,7 +139,8 @@ impl Processor {
     ) -> Result<Self, ProcessorError> {
         let (config, statistics) = (&checkpoint.processor, &checkpoint.statistics);
         let modalities = config.embodiment(embodiment)?;
-        let embodiment_index = checkpoint.embodiments.index(embodiment, checkpoint.config.max_num_embodiments)?;
+        let embodiment_index =
+            checkpoint.embodiments.index(embodiment, checkpoint.config.max_num_embodiments)?;
         let own = checkpoint.dir.join("tokenizer");
         let tokenizer = match tokenizer {
             Some(folder) => folder.to_owned(),
@@ -230,7 +233,10 @@ impl Processor {
     }
 
     /// The frames of one observation in the order of the network, with their cameras.
-    fn frames<'a>(&'a self, observation: &'a Observation) -> Result<Vec<(&'a str, &'a RgbImage)>, ProcessorError> {
+    fn frames<'a>(
+        &'a self,
+        observation: &'a Observation,
+    ) -> Result<Vec<(&'a str, &'a RgbImage)>, ProcessorError> {
         let mut cameras = Vec::with_capacity(self.cameras.len());
         for camera in &self.cameras {
             let frames = observation.video.get(camera).map(Vec::as_slice).unwrap_or_default();
@@ -263,8 +269,10 @@ impl Processor {
                 return Err(ProcessorError::UnequalSizes { first, first_size, second, second_size });
             }
         }
-        let (width, height) =
-            self.image.output_size(first_frame.width(), first_frame.height()).map_err(|error| fail(first, error))?;
+        let (width, height) = self
+            .image
+            .output_size(first_frame.width(), first_frame.height())
+            .map_err(|error| fail(first, error))?;
         let resized: Vec<RgbImage> = frames
             .par_iter()
             .map(|(camera, frame)| self.image.apply(frame).map_err(|error| fail(camera, error)))

@@ -1,3 +1,7 @@
 //! ROS 2 messages and the transport under them.
 
+pub mod image;
 pub mod msg;
+pub mod stamp;
+
+pub use stamp::Stamp;

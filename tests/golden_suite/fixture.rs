@@ -66,7 +66,6 @@ pub struct ImageRow {
 pub struct TensorInfo {
     pub file: String,
     pub name: String,
-    pub shape: Vec<usize>,
     pub dtype: String,
 }
 

@@ -73,7 +73,12 @@ fn golden(file: &GoldenFile, name: &str, dtype: &str) -> ArrayD<f64> {
     }
 }
 
-fn run_observation(fixture: &Fixture, info: &ObservationInfo, mode: &str, limit: impl Fn(&str, &ArrayD<f64>) -> f64) {
+fn run_observation(
+    fixture: &Fixture,
+    info: &ObservationInfo,
+    mode: &str,
+    limit: impl Fn(&str, &ArrayD<f64>) -> f64,
+) {
     let kind = if mode == "fp32" { Kind::Float } else { Kind::BFloat16 };
     let mut policy = policy(fixture, &info.embodiment_tag, kind);
     let inputs = prepare(fixture, info, &policy);
@@ -137,7 +142,7 @@ fn run_with_bf16_accumulator(
     let steps = policy.head().steps();
     for step in 0..steps {
         let velocity = policy.head().velocity(&tokens, &actions, step, probe).unwrap();
-        actions = actions + velocity * (1.0 / steps as f64);
+        actions += velocity * (1.0 / steps as f64);
         probe.record(|| format!("head.step{step}.actions_out"), &actions);
     }
     probe.record(|| "action_pred".to_owned(), &actions);
@@ -150,7 +155,10 @@ fn layout(inputs: &ModelInputs) -> TokenLayout {
 }
 
 fn buckets(fixture: &Fixture) -> usize {
-    groot_policy::checkpoint::Checkpoint::open(&fixture.dir, &Default::default()).unwrap().config.num_timestep_buckets
+    groot_policy::checkpoint::Checkpoint::open(&fixture.dir, &Default::default())
+        .unwrap()
+        .config
+        .num_timestep_buckets
 }
 
 #[test]

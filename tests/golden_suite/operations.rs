@@ -96,7 +96,8 @@ impl Operations {
         self.check("block0.ff_gelu", &inner.gelu("tanh"));
         self.check("block0.ff", &dit.blocks()[0].feed_forward(&x).unwrap());
         let mut off = Probe::off();
-        let out = dit.blocks()[0].forward(&x, &modulation0, Some((&over, Some(&mask))), "", &mut off).unwrap();
+        let out =
+            dit.blocks()[0].forward(&x, &modulation0, Some((&over, Some(&mask))), "", &mut off).unwrap();
         self.check("block0.out", &out);
         let (_, modulation1) = modulation(&dit, 1);
         let out = dit.blocks()[1].forward(&x, &modulation1, None, "", &mut off).unwrap();
@@ -163,8 +164,7 @@ impl Operations {
         let ids = Array2::from_shape_fn((1, length), |(_, i)| (i % 2) as i64);
         let valid = Array2::from_elem((1, length), true);
         let layout = TokenLayout::new(ids.view(), valid.view(), 1, Device::Cpu).unwrap();
-        let frequencies =
-            inverse_frequencies(eagle.text.rope_theta, eagle.text.head_dim, self.kind).unwrap();
+        let frequencies = inverse_frequencies(eagle.text.rope_theta, eagle.text.head_dim, self.kind).unwrap();
         let context = SequenceContext::new(&frequencies, &layout, self.kind).unwrap();
         self.check("qwen.cos", &context.rotary().0.unsqueeze(0));
         self.check("qwen.sin", &context.rotary().1.unsqueeze(0));
@@ -194,7 +194,8 @@ impl Operations {
         let attended: Vec<Tensor> = images.iter().map(|x| layer.attend(x).unwrap()).collect();
         self.check("siglip.attn", &Tensor::cat(&attended, 1));
         self.check("siglip.mlp", &layer.feed_forward(&x).unwrap());
-        let out: Vec<Tensor> = images.iter().map(|x| layer.forward(x, "", &mut Probe::off()).unwrap()).collect();
+        let out: Vec<Tensor> =
+            images.iter().map(|x| layer.forward(x, "", &mut Probe::off()).unwrap()).collect();
         self.check("siglip.layer", &Tensor::cat(&out, 1));
         let pixels = self.input("siglip.pixels").permute([0, 2, 3, 1]);
         let patch = eagle.vision.patch_size as i64;
