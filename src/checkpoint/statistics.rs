@@ -234,7 +234,8 @@ mod tests {
         key["mean"] = serde_json::from_str("[0.16652694344520569, -0.5918770432472229]").unwrap();
         let statistics = parse(&json!({"robot": {"state": {"arm": key}}}).to_string()).unwrap();
         let mean = &statistics.key("robot", StatisticsGroup::State, "arm").unwrap().mean;
-        let exact = ["0.16652694344520569", "-0.5918770432472229"].map(|digits| digits.parse().unwrap());
+        let exact: [f64; 2] =
+            ["0.16652694344520569", "-0.5918770432472229"].map(|digits| digits.parse().unwrap());
         assert_eq!(mean, &array![exact]);
     }
 
