@@ -9,6 +9,7 @@
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport |
+//! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
 //! | [`node`] | configuration, observation assembly, the policy node | `ros`, `model` |
 //!
 //! One direction: the core (`observation`, `checkpoint`, `processor`) knows neither ROS nor CUDA, the model knows
@@ -19,6 +20,7 @@ pub mod node;
 pub mod observation;
 pub mod processor;
 pub mod ros;
+pub mod synthetic;
 
 #[cfg(feature = "torch")]
 pub mod model;

@@ -3,5 +3,6 @@
 pub mod image;
 pub mod msg;
 pub mod stamp;
+pub mod transport;
 
 pub use stamp::Stamp;

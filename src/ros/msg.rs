@@ -3,6 +3,8 @@
 //!
 //! Byte arrays are [`ByteBuf`]: serde would otherwise visit an image byte by byte.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use serde_bytes::ByteBuf;
 
@@ -166,5 +168,48 @@ messages! {
             /// Timing of the tick that made the chunk.
             timing: Vec<StageTiming>,
         }
+    }
+}
+
+impl Time {
+    /// The system clock now.
+    pub fn now() -> Self {
+        // A clock before 1970 is a clock that was never set: zero says "unknown" in ROS.
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self::from_nanoseconds(i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX))
+    }
+
+    /// A time that lies `nanoseconds` after the epoch. Seconds beyond the message's 32 bits are cut to its limits.
+    pub fn from_nanoseconds(nanoseconds: i64) -> Self {
+        let seconds = nanoseconds.div_euclid(NANOSECONDS_PER_SECOND);
+        Self {
+            sec: seconds.clamp(i32::MIN.into(), i32::MAX.into()) as i32,
+            nanosec: nanoseconds.rem_euclid(NANOSECONDS_PER_SECOND) as u32,
+        }
+    }
+
+    /// Nanoseconds after the epoch. Cannot overflow: 2^31 s and 2^32 ns are below 2^63 ns.
+    pub fn nanoseconds(&self) -> i64 {
+        i64::from(self.sec) * NANOSECONDS_PER_SECOND + i64::from(self.nanosec)
+    }
+}
+
+const NANOSECONDS_PER_SECOND: i64 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_survives_the_way_through_nanoseconds() {
+        for time in [
+            Time { sec: 0, nanosec: 0 },
+            Time { sec: 1_764_000_000, nanosec: 999_999_999 },
+            Time { sec: -1, nanosec: 500_000_000 },
+            Time { sec: i32::MAX, nanosec: 1 },
+        ] {
+            assert_eq!(Time::from_nanoseconds(time.nanoseconds()), time);
+        }
+        assert_eq!(Time { sec: -1, nanosec: 500_000_000 }.nanoseconds(), -500_000_000);
     }
 }

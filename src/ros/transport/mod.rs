@@ -1,0 +1,54 @@
+//! The transport: topics in, topics out, over the network of ROS 2.
+//!
+//! [`RosNode`], [`Subscription`] and [`Publisher`] are what the rest of the package knows. What carries the bytes is a
+//! module behind them, chosen when the package is built:
+//!
+//! | feature | module | for |
+//! |---|---|---|
+//! | `dds` | `dds` | machines without ROS 2; on the wire a node like any other |
+//!
+//! Such a module offers `Node` (`open`, `subscribe`, `advertise`, `close`), `Writer` and `Reader` (the two ends of a
+//! topic, both of which know who is connected); names, environment, inboxes and counters are ours and the same for all.
+//!
+//! The `dds` transport is built for the node graph of one ROS 2 distribution, feature `humble` or `jazzy` (both: jazzy).
+//! Topics work with any; `ros2 node list` shows the node only on its own.
+
+#[cfg(all(feature = "dds", not(any(feature = "humble", feature = "jazzy"))))]
+compile_error!(
+    "feature `dds` needs the ROS 2 distribution whose node graph it joins: add feature `humble` or `jazzy`"
+);
+
+#[cfg(feature = "dds")]
+mod dds;
+mod error;
+mod name;
+#[cfg(feature = "dds")]
+mod node;
+mod options;
+mod qos;
+mod signal;
+#[cfg(feature = "dds")]
+mod subscription;
+
+#[cfg(feature = "dds")]
+use dds as backend;
+
+pub use error::RosError;
+pub use name::NodeName;
+pub use options::{Network, NodeOptions, receive_buffer_warning};
+pub use qos::Qos;
+pub use signal::shutdown_signal;
+#[cfg(feature = "dds")]
+pub use {
+    node::{Publisher, RosNode},
+    subscription::{Counters, Received, Subscription},
+};
+
+/// Directives for `tracing_subscriber::EnvFilter` that silence what the middleware says without need, and leave its
+/// errors and its warnings about incompatible quality of service.
+///
+/// What is silenced and why: every orderly stop reports `leave_multicast_group` and often `Cannot notify spin task`;
+/// peers that are just leaving cause `No locators`; small kernel buffers, which we explain ourselves, are reported once
+/// per socket.
+pub const LOG_DIRECTIVES: &str = "rustdds=error,rustdds::rtps::reader=warn,rustdds::network::udp_listener=off,\
+                                  ros2_client=error,ros2_client::node=off";

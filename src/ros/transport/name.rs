@@ -1,0 +1,148 @@
+//! Names: validation, and expansion of relative and private names as `rcl` does it.
+//!
+//! | written | node `arm_policy` in namespace `/left` | rule |
+//! |---|---|---|
+//! | `/joint_states` | `/joint_states` | absolute: kept |
+//! | `joint_states` | `/left/joint_states` | relative: under the namespace |
+//! | `~/status` | `/left/arm_policy/status` | private: under the node |
+
+use super::error::RosError;
+
+/// Longest fully qualified topic name that every ROS middleware takes, in bytes.
+const MAX_TOPIC_NAME: usize = 247;
+
+/// The fully qualified name of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeName {
+    /// `/` or `/a/b`, never with a slash at the end.
+    namespace: String,
+    base: String,
+}
+
+impl NodeName {
+    /// A node called `base` in `namespace`; an empty namespace is the root, a missing leading slash is added.
+    ///
+    /// # Errors
+    /// [`RosError::Name`] names the part that breaks the rules.
+    pub fn new(namespace: &str, base: &str) -> Result<Self, RosError> {
+        check_token(base).map_err(|problem| invalid("node name", base, problem))?;
+        let relative = namespace.strip_prefix('/').unwrap_or(namespace);
+        if !relative.is_empty() {
+            check_tokens(relative).map_err(|problem| invalid("namespace", namespace, problem))?;
+        }
+        Ok(Self { namespace: format!("/{relative}"), base: base.to_owned() })
+    }
+
+    /// The namespace, with a leading slash.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The name without its namespace.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Namespace and name, e.g. `/left/arm_policy`.
+    pub fn qualified(&self) -> String {
+        format!("{}/{}", self.namespace.trim_end_matches('/'), self.base)
+    }
+
+    /// The fully qualified form of a topic or service name.
+    ///
+    /// # Errors
+    /// [`RosError::Name`] names the topic and the rule it breaks.
+    pub fn resolve(&self, name: &str) -> Result<String, RosError> {
+        let fail = |problem: String| invalid("topic name", name, problem);
+        let resolved = if let Some(absolute) = name.strip_prefix('/') {
+            check_tokens(absolute).map_err(fail)?;
+            name.to_owned()
+        } else if let Some(private) = name.strip_prefix('~') {
+            let private = private
+                .strip_prefix('/')
+                .ok_or_else(|| fail("a slash must follow the tilde, as in ~/status".to_owned()))?;
+            check_tokens(private).map_err(fail)?;
+            format!("{}/{private}", self.qualified())
+        } else {
+            check_tokens(name).map_err(fail)?;
+            format!("{}/{name}", self.namespace.trim_end_matches('/'))
+        };
+        if resolved.len() > MAX_TOPIC_NAME {
+            return Err(fail(format!(
+                "{} bytes long in full, at most {MAX_TOPIC_NAME} allowed",
+                resolved.len()
+            )));
+        }
+        Ok(resolved)
+    }
+}
+
+fn invalid(what: &'static str, name: &str, problem: String) -> RosError {
+    RosError::Name { what, name: name.to_owned(), problem }
+}
+
+/// Checks tokens separated by single slashes, with no slash at either end.
+fn check_tokens(path: &str) -> Result<(), String> {
+    path.split('/').try_for_each(check_token)
+}
+
+fn check_token(token: &str) -> Result<(), String> {
+    let Some(first) = token.chars().next() else {
+        return Err("a part between slashes is empty".to_owned());
+    };
+    if let Some(bad) = token.chars().find(|c| !c.is_ascii_alphanumeric() && *c != '_') {
+        return Err(format!("character {bad:?}, only letters, digits and _ are allowed"));
+    }
+    if first.is_ascii_digit() {
+        return Err(format!("{token:?} begins with a digit"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(namespace: &str) -> NodeName {
+        NodeName::new(namespace, "arm_policy").unwrap()
+    }
+
+    #[test]
+    fn names_expand_as_in_rcl() {
+        let (root, left) = (node(""), node("/left"));
+        assert_eq!(root.qualified(), "/arm_policy");
+        assert_eq!(node("a/b"), node("/a/b"));
+        for (name, in_root, in_left) in [
+            ("/joint_states", "/joint_states", "/joint_states"),
+            ("joint_states", "/joint_states", "/left/joint_states"),
+            ("front/image_raw", "/front/image_raw", "/left/front/image_raw"),
+            ("~/status", "/arm_policy/status", "/left/arm_policy/status"),
+        ] {
+            assert_eq!(root.resolve(name).unwrap(), in_root);
+            assert_eq!(left.resolve(name).unwrap(), in_left);
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_refused_with_the_name_and_the_reason() {
+        for (name, reason) in [
+            ("", "empty"),
+            ("/", "empty"),
+            ("a//b", "empty"),
+            ("/a/", "empty"),
+            ("~", "tilde"),
+            ("~status", "tilde"),
+            ("a/~/b", "'~'"),
+            ("front camera", "' '"),
+            ("kamera_ä", "'ä'"),
+            ("front/0raw", "\"0raw\" begins with a digit"),
+        ] {
+            let error = node("/").resolve(name).unwrap_err().to_string();
+            assert!(error.contains(&format!("{name:?}")) && error.contains(reason), "{name:?}: {error}");
+        }
+        let long = format!("/{}", "a".repeat(300));
+        assert!(node("/").resolve(&long).unwrap_err().to_string().contains("301 bytes"));
+        assert!(NodeName::new("/", "a/b").unwrap_err().to_string().contains("node name \"a/b\""));
+        assert!(NodeName::new("/x/", "a").unwrap_err().to_string().contains("namespace \"/x/\""));
+    }
+}

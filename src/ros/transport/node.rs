@@ -1,0 +1,114 @@
+//! A node: where topics are subscribed to and published.
+
+use std::sync::Arc;
+
+use super::{
+    backend,
+    error::RosError,
+    name::NodeName,
+    options::{NodeOptions, kernel_receive_buffer_limit, receive_buffer_warning},
+    qos::Qos,
+    subscription::{Inbox, Subscription},
+};
+use crate::ros::msg::{Message, Time};
+
+/// A node on the network. Clones are handles of the same node.
+#[derive(Clone)]
+pub struct RosNode {
+    name: NodeName,
+    backend: Arc<backend::Node>,
+}
+
+impl RosNode {
+    /// Joins the network; takes some tens of milliseconds. Needs a tokio runtime, where the node's tasks will run.
+    ///
+    /// # Errors
+    /// A bad name or environment variable, no runtime, or no free port.
+    pub fn new(options: &NodeOptions) -> Result<Self, RosError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| RosError::NoRuntime)?;
+        let name = NodeName::new(&options.namespace, &options.name)?;
+        let lookup = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let network = options.network(lookup)?;
+        if let Some(warning) = kernel_receive_buffer_limit().and_then(receive_buffer_warning) {
+            tracing::warn!("{warning}");
+        }
+        let backend = Arc::new(backend::Node::open(&name, network, options.socket_receive_buffer, runtime)?);
+        tracing::info!(
+            "node {} is up: {}, domain {}, {}",
+            name.qualified(),
+            backend::description(),
+            network.domain_id,
+            if network.localhost_only { "this machine only" } else { "all networks" }
+        );
+        Ok(Self { name, backend })
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    /// Subscribes to a topic, keeping the newest `keep` unread messages (at least one).
+    ///
+    /// # Errors
+    /// A bad topic name, a node that has been shut down, or a refusal of the middleware.
+    pub fn subscribe<M: Message>(
+        &self,
+        topic: &str,
+        qos: Qos,
+        keep: usize,
+    ) -> Result<Subscription<M>, RosError> {
+        let topic = self.name.resolve(topic)?;
+        let inbox = Arc::new(Inbox::new(keep));
+        let reader = self.backend.subscribe(&topic, qos, Arc::clone(&inbox))?;
+        Ok(Subscription::new(topic, inbox, reader))
+    }
+
+    /// Announces a publisher of a topic.
+    ///
+    /// # Errors
+    /// As [`RosNode::subscribe`].
+    pub fn publisher<M: Message>(&self, topic: &str, qos: Qos) -> Result<Publisher<M>, RosError> {
+        let topic = self.name.resolve(topic)?;
+        let writer = self.backend.advertise(&topic, qos)?;
+        Ok(Publisher { topic, writer })
+    }
+
+    /// The node's clock: the system's.
+    pub fn now(&self) -> Time {
+        Time::now()
+    }
+
+    /// Leaves the network so that peers notice, which takes some tenths of a second. Subscriptions end, publishers
+    /// refuse.
+    pub async fn shutdown(self) {
+        self.backend.close().await;
+    }
+}
+
+/// A publisher of one topic. Dropping it withdraws the announcement.
+pub struct Publisher<M: Message> {
+    topic: String,
+    writer: backend::Writer<M>,
+}
+
+impl<M: Message> Publisher<M> {
+    /// The topic's fully qualified name.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Sends a message to whoever is subscribed. It is taken by value since an image would else be copied once more.
+    ///
+    /// # Errors
+    /// [`RosError::Congested`] where a reliable subscriber has stopped acknowledging, [`RosError::ShutDown`] after
+    /// [`RosNode::shutdown`].
+    pub fn publish(&self, message: M) -> Result<(), RosError> {
+        self.writer.write(message)
+    }
+
+    /// How many subscribers are connected.
+    pub fn subscriber_count(&self) -> usize {
+        self.writer.subscriber_count()
+    }
+}
