@@ -119,7 +119,8 @@ pub struct Processor {
     embodiment: String,
     embodiment_index: usize,
     cameras: Vec<String>,
-    frames_per_camera: usize,
+    video_deltas: Vec<i64>,
+    state_deltas: Vec<i64>,
     image: ImageTransform,
     prompt: PromptTokenizer,
     formalize: bool,
@@ -151,7 +152,8 @@ impl Processor {
             embodiment: embodiment.to_owned(),
             embodiment_index,
             cameras: modalities.video.modality_keys.clone(),
-            frames_per_camera: modalities.video.delta_indices.len(),
+            video_deltas: modalities.video.delta_indices.clone(),
+            state_deltas: modalities.state.delta_indices.clone(),
             image: ImageTransform::new(config.shortest_image_edge, config.crop_fraction)
                 .map_err(ProcessorError::ImageSettings)?,
             prompt: PromptTokenizer::load(&tokenizer)?,
@@ -176,9 +178,28 @@ impl Processor {
         &self.cameras
     }
 
-    /// Frames of each camera that one observation needs.
-    pub fn frames_per_camera(&self) -> usize {
-        self.frames_per_camera
+    /// When the frames of one observation were taken, in steps from the present, oldest first.
+    pub fn video_deltas(&self) -> &[i64] {
+        &self.video_deltas
+    }
+
+    /// When the state samples of one observation were taken, in steps from the present, oldest first.
+    pub fn state_deltas(&self) -> &[i64] {
+        &self.state_deltas
+    }
+
+    /// An observation of black 640x480 frames and zero state, for warming up.
+    pub fn blank_observation(&self) -> Observation {
+        let frames = vec![RgbImage::new(640, 480); self.video_deltas.len()];
+        Observation {
+            video: self.cameras.iter().map(|camera| (camera.clone(), frames.clone())).collect(),
+            state: self
+                .state
+                .keys()
+                .map(|(key, dim)| (key.to_owned(), Array2::zeros((self.state.time_steps(), dim))))
+                .collect(),
+            instruction: String::new(),
+        }
     }
 
     /// The state's processing.
@@ -240,17 +261,17 @@ impl Processor {
         let mut cameras = Vec::with_capacity(self.cameras.len());
         for camera in &self.cameras {
             let frames = observation.video.get(camera).map(Vec::as_slice).unwrap_or_default();
-            if frames.len() != self.frames_per_camera {
+            if frames.len() != self.video_deltas.len() {
                 return Err(ProcessorError::Frames {
                     camera: camera.clone(),
-                    expected: self.frames_per_camera,
+                    expected: self.video_deltas.len(),
                     found: frames.len(),
                     present: observation.video.keys().cloned().collect(),
                 });
             }
             cameras.push((camera.as_str(), frames));
         }
-        Ok((0..self.frames_per_camera)
+        Ok((0..self.video_deltas.len())
             .flat_map(|time| cameras.iter().map(move |(camera, frames)| (*camera, &frames[time])))
             .collect())
     }

@@ -20,6 +20,7 @@
 
 mod checkpoint_keys;
 mod document;
+mod dump;
 mod parameters;
 mod problem;
 mod section;
@@ -33,6 +34,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use checkpoint_keys::CheckpointKeys;
+pub use dump::effective_yaml;
 pub use parameters::Parameters;
 pub use problem::{ConfigError, Problem};
 pub use section::split_override;
@@ -88,6 +90,8 @@ pub struct NodeConfig {
     pub domain_id: Option<u16>,
     /// Time between two status lines.
     pub status_period: Duration,
+    /// Text at the end of each status line.
+    pub status_note: String,
     /// The values this was built from.
     pub parameters: Parameters,
 }
@@ -219,6 +223,7 @@ impl NodeConfig {
             frame_id: read.string("frame_id"),
             domain_id: u16::try_from(read.integer("domain_id")).ok(),
             status_period: read.seconds("status_period"),
+            status_note: read.string("status_note"),
             parameters,
         };
         ConfigError::unless_empty(config.contradictions()).map(|()| config)

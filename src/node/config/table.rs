@@ -248,6 +248,15 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             DYNAMIC,
             "Time between two status lines.",
         ),
+        parameter(
+            "status_note",
+            T::String,
+            D::String(""),
+            C::None,
+            "",
+            STATIC,
+            "Text at the end of each status line, e.g. that a checkpoint is only a test.",
+        ),
     ];
     TABLE
 }

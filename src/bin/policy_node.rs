@@ -1,0 +1,101 @@
+//! Runs a GR00T N1.6 policy as a ROS 2 node.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use groot_policy::{
+    node::{
+        arguments::{self, RosArguments},
+        config::{NodeConfig, effective_yaml},
+        policy::{load, policy_options, run},
+    },
+    ros::transport::{LOG_DIRECTIVES, NodeName, NodeOptions, RosNode, shutdown_signal},
+};
+use tracing_subscriber::EnvFilter;
+
+const HELP: &str = "\
+Runs a GR00T N1.6 policy as a ROS 2 node.
+
+Usage: policy_node [--ros-args] --params-file FILE [-p NAME:=VALUE]... [OPTIONS]
+
+Options:
+  --params-file FILE     ROS 2 parameter file; may be given several times, later files win
+  -p NAME:=VALUE         one parameter; wins over the files
+  -r __node:=NAME        name of the node [default: policy_node]
+  -r __ns:=NAMESPACE     namespace of the node
+  --log-level LEVEL      error, warn, info, debug, trace, or tracing directives [default: info]
+  --print-parameters     print the parameters in force as YAML and stop
+  -h, --help             print this
+  -V, --version          print the version
+
+All parameters, annotated: config/policy.yaml. The demo: config/demo.yaml.";
+
+fn main() -> ExitCode {
+    let arguments = match arguments::parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error.to_string()),
+    };
+    let mut print_parameters = false;
+    for argument in &arguments.rest {
+        match argument.as_str() {
+            "-h" | "--help" => {
+                println!("{HELP}");
+                return ExitCode::SUCCESS;
+            }
+            "-V" | "--version" => {
+                println!("policy_node {}", env!("CARGO_PKG_VERSION"));
+                return ExitCode::SUCCESS;
+            }
+            "--print-parameters" => print_parameters = true,
+            other => return usage(&format!("unknown option {other:?}")),
+        }
+    }
+    match start(&arguments, print_parameters) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("policy_node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(problem: &str) -> ExitCode {
+    eprintln!("policy_node: {problem}\n\n{HELP}");
+    ExitCode::from(2)
+}
+
+fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()> {
+    let options = NodeOptions {
+        namespace: arguments.namespace.clone().unwrap_or_default(),
+        ..NodeOptions::new(arguments.node_name.as_deref().unwrap_or("policy_node"))
+    };
+    let name = NodeName::new(&options.namespace, &options.name)?;
+    let config = NodeConfig::load_for(&name.qualified(), &arguments.params_files, &arguments.parameters)?;
+    if print_parameters {
+        print!("{}", effective_yaml(&name.qualified(), &config.parameters)?);
+        return Ok(());
+    }
+    let level = arguments.log_level.clone().or_else(|| std::env::var("RUST_LOG").ok());
+    let filter = format!("{},{LOG_DIRECTIVES}", level.as_deref().unwrap_or("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&filter).with_context(|| format!("log level {filter:?}"))?)
+        .with_target(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let node = RosNode::new(&NodeOptions { domain_id: config.domain_id, ..options })?;
+        let stop = async {
+            if let Err(error) = shutdown_signal().await {
+                tracing::error!("cannot listen for signals: {error}");
+                std::future::pending::<()>().await;
+            }
+        };
+        let policy = policy_options(&config);
+        let result = run(config, node.clone(), move || load(&policy), stop).await;
+        node.shutdown().await;
+        result
+    });
+    // A task that is still decoding an image must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    Ok(result?)
+}
