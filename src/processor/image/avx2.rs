@@ -160,7 +160,7 @@ fn area_horizontal<const TAPS: usize>(axis: &AreaAxis, from: [&[u8]; 2], to: [&m
 #[target_feature(enable = "avx2")]
 fn linear_horizontal(axis: &LinearAxis, from: [&[u8]; 2], to: [&mut [i16]; 2]) {
     let pixels = axis.starts.len();
-    assert!(pixels % 2 == 0 && axis.weights.len() == pixels);
+    assert!(pixels.is_multiple_of(2) && axis.weights.len() == pixels);
     assert!(from.iter().all(|row| row.len() >= axis.reach));
     assert!(to.iter().all(|row| row.len() >= pixels * 3 + 2));
     let [to_a, to_b] = to;
@@ -189,7 +189,7 @@ fn linear_horizontal(axis: &LinearAxis, from: [&[u8]; 2], to: [&mut [i16]; 2]) {
 fn bicubic_horizontal<const TAPS: usize>(axis: &BicubicAxis, from: [&[u8]; 2], to: [&mut [u8]; 2]) {
     let pairs = (if TAPS == ANY { axis.taps } else { TAPS }) / 2;
     let pixels = axis.starts.len();
-    assert!(pixels % 2 == 0 && pairs * 2 == axis.taps && axis.halves.len() == pixels * pairs);
+    assert!(pixels.is_multiple_of(2) && pairs * 2 == axis.taps && axis.halves.len() == pixels * pairs);
     assert!(from.iter().all(|row| row.len() >= axis.reach));
     assert!(to.iter().all(|row| row.len() >= pixels * 3 + 2));
     let [to_a, to_b] = to;
