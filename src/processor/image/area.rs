@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::linear::Enlarge;
-use super::rows::{Pixels, for_row_pair};
+use super::rows::{Pixels, for_row_pair, pixels_from};
 use super::simd::Simd;
 use super::size::{Rect, Size};
 
@@ -201,10 +201,10 @@ impl Shrink {
 pub(super) fn horizontal(axis: &AreaAxis, from: &[u8], to: &mut [f32]) {
     for (d, (&start, weights)) in axis.starts.iter().zip(axis.weights.chunks_exact(axis.taps)).enumerate() {
         let mut sum = [0.0_f32; 4];
-        // Four lanes where three would do: compilers turn them into one vector.
-        for (&weight, pixel) in weights.iter().zip(from[start as usize * 3..].windows(4).step_by(3)) {
-            for (sum, &value) in sum.iter_mut().zip(pixel) {
-                *sum += f32::from(value) * weight;
+        for (&weight, pixel) in weights.iter().zip(pixels_from(from, start)) {
+            let values = pixel.map(f32::from);
+            for (sum, value) in sum.iter_mut().zip(values) {
+                *sum += value * weight;
             }
         }
         to[d * 3..d * 3 + 4].copy_from_slice(&sum);

@@ -4,7 +4,7 @@
 //! pass, which comes first (Pillow 12; version 13 changed the order for some sizes). An axis that keeps its size is
 //! left alone. Details follow Pillow's own `Resample.c` of 12.1.
 
-use super::rows::{Pixels, for_row_pair};
+use super::rows::{Pixels, for_row_pair, pixels_from};
 use super::simd::Simd;
 use super::size::Size;
 
@@ -156,10 +156,10 @@ pub(super) fn horizontal(axis: &BicubicAxis, from: &[u8], to: &mut [u8]) {
     let taps = axis.starts.iter().zip(axis.weights.chunks_exact(axis.taps));
     for ((&start, weights), to) in taps.zip(to.chunks_exact_mut(3)) {
         let mut sums = [1_i32 << (PRECISION - 1); 4];
-        // Four lanes where three would do: compilers turn them into one vector.
-        for (&weight, pixel) in weights.iter().zip(from[start as usize * 3..].windows(4).step_by(3)) {
-            for (sum, &value) in sums.iter_mut().zip(pixel) {
-                *sum = sum.wrapping_add(i32::from(value).wrapping_mul(weight));
+        for (&weight, pixel) in weights.iter().zip(pixels_from(from, start)) {
+            let values = pixel.map(i32::from);
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = sum.wrapping_add(value.wrapping_mul(weight));
             }
         }
         for (to, sum) in to.iter_mut().zip(sums) {

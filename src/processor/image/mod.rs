@@ -2,16 +2,16 @@
 //!
 //! | step | what | arithmetic | 640x480, edge 256, crop 0.95 |
 //! |---|---|---|---|
-//! | 1 | shortest side to the edge | OpenCV `INTER_AREA` ([`area`]) | 341x256 |
+//! | 1 | shortest side to the edge | OpenCV `INTER_AREA` (`area`) | 341x256 |
 //! | 2 | centre crop | | 323x243 |
-//! | 3 | shortest side back to the edge | OpenCV `INTER_AREA`, here an enlargement ([`linear`]) | 340x256 |
-//! | 4 | to whole image tokens of 28x28 pixels | Pillow bicubic ([`bicubic`]) | 336x252 |
+//! | 3 | shortest side back to the edge | OpenCV `INTER_AREA`, here an enlargement (`linear`) | 340x256 |
+//! | 4 | to whole image tokens of 28x28 pixels | Pillow bicubic (`bicubic`) | 336x252 |
 //! | 5 | to -1..1, channels first | f32 ([`pixel_values`]) | |
 //!
 //! Steps 1 to 4 give the same bytes as the public reference with OpenCV 4.11 and Pillow 12.1 (Isaac-GR00T N1.6:
-//! albumentations' `SmallestMaxSize`, a centre crop by fraction, and the vision processor's resize). [`size`] decides
-//! all sizes before a pixel is touched, and with them refuses what would need too much memory. [`simd`] picks the
-//! kernels that this processor has; [`rows`] lets them read whole machine words.
+//! albumentations' `SmallestMaxSize`, a centre crop by fraction, and the vision processor's resize). `size` decides
+//! all sizes before a pixel is touched, and with them refuses what would need too much memory. `simd` picks the
+//! kernels that this processor has; `rows` lets them read whole machine words.
 
 mod area;
 #[cfg(target_arch = "x86_64")]

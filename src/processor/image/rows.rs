@@ -67,3 +67,15 @@ pub(super) fn for_row_pair(
     let b = pixels.row_with_reach((y + 1).min(pixels.height - 1), reach, spare_b);
     pass(a, b);
 }
+
+/// Pixel `start` of a row and those after it, each with the byte that follows it: compilers make one vector of four
+/// lanes, where they would work on three one by one.
+#[inline(always)]
+pub(super) fn pixels_from(row: &[u8], start: u32) -> impl Iterator<Item = [u8; 4]> + '_ {
+    let mut rest = &row[start as usize * 3..];
+    std::iter::from_fn(move || {
+        let &pixel = rest.first_chunk()?;
+        rest = &rest[3..];
+        Some(pixel)
+    })
+}
