@@ -1,6 +1,6 @@
 //! Runs a GR00T N1.6 policy as a ROS 2 node.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use anyhow::Context;
 use groot_policy::{
@@ -11,7 +11,7 @@ use groot_policy::{
     },
     ros::transport::{LOG_DIRECTIVES, NodeName, NodeOptions, RosNode, shutdown_signal},
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::time::uptime};
 
 const HELP: &str = "\
 Runs a GR00T N1.6 policy as a ROS 2 node.
@@ -80,6 +80,8 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&filter).with_context(|| format!("log level {filter:?}"))?)
         .with_target(false)
+        .with_timer(uptime())
+        .with_ansi(std::io::stdout().is_terminal())
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {

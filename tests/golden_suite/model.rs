@@ -22,12 +22,17 @@ const BF16_ACTIONS_LIMIT: f64 = 0.063;
 /// bf16: what they differ by on hidden states, over the largest value (0.30 on values up to 9).
 const BF16_HIDDEN_LIMIT: f64 = 0.30 / 9.0;
 
+/// `GROOT_TEST_DEVICE=cuda` runs the whole ticks on a GPU.
+fn device() -> String {
+    std::env::var("GROOT_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
+}
+
 fn policy(fixture: &Fixture, tag: &str, kind: Kind) -> Policy {
     Policy::load(&PolicyOptions {
         checkpoint: fixture.dir.clone(),
         tokenizer: Some(fixture.tokenizer_dir()),
         embodiment: tag.to_owned(),
-        device: "cpu".to_owned(),
+        device: device(),
         kind: Some(kind),
         ..PolicyOptions::default()
     })
@@ -138,7 +143,7 @@ fn run_with_bf16_accumulator(
     };
     let layout = layout(inputs);
     let tokens = policy.head().condition(&features, &layout, &state, probe).unwrap();
-    let mut actions = to_tensor(&noise.mapv(f64::from).into_dyn(), Kind::BFloat16);
+    let mut actions = to_tensor(&noise.mapv(f64::from).into_dyn(), Kind::BFloat16).to_device(tokens.device());
     let steps = policy.head().steps();
     for step in 0..steps {
         let velocity = policy.head().velocity(&tokens, &actions, step, probe).unwrap();
@@ -151,7 +156,8 @@ fn run_with_bf16_accumulator(
 
 fn layout(inputs: &ModelInputs) -> TokenLayout {
     let (ids, mask) = (inputs.input_ids.view(), inputs.attention_mask.view());
-    TokenLayout::new(ids, mask, IMAGE_TOKEN_ID, tch::Device::Cpu).unwrap()
+    let device = groot_policy::model::device::select(&device()).unwrap();
+    TokenLayout::new(ids, mask, IMAGE_TOKEN_ID, device).unwrap()
 }
 
 fn buckets(fixture: &Fixture) -> usize {
@@ -206,7 +212,8 @@ fn each_bf16_denoising_step_alone_is_reproduced_from_the_references_own_inputs()
         let inputs = prepare(&fixture, info, &policy);
         let backbone = fixture.file(&format!("{}.bf16", info.name));
         let file = fixture.file(&format!("{}.bf16_fp32acc", info.name));
-        let features = to_tensor(&backbone.f64("backbone_features"), Kind::BFloat16);
+        let gpu = groot_policy::model::device::select(&device()).unwrap();
+        let features = to_tensor(&backbone.f64("backbone_features"), Kind::BFloat16).to_device(gpu);
         let state = to_tensor(&inputs.state.mapv(f64::from).into_dyn(), Kind::Float);
         let layout = layout(&inputs);
         let mut off = Probe::off();
@@ -214,7 +221,8 @@ fn each_bf16_denoising_step_alone_is_reproduced_from_the_references_own_inputs()
         let mut comparison = Comparison::default();
         let steps = file.i64("head.timesteps").len();
         for step in 0..steps {
-            let accumulator = to_tensor(&file.f64(&format!("head.step{step}.actions_acc_in")), Kind::Float);
+            let accumulator = file.f64(&format!("head.step{step}.actions_acc_in"));
+            let accumulator = to_tensor(&accumulator, Kind::Float).to_device(gpu);
             let mut probe = Probe::on();
             let velocity = policy.head().velocity(&tokens, &accumulator, step, &mut probe).unwrap();
             for part in ["actions_in", "temb", "action_encoder_out", "sa_embs", "dit_out", "decoder_out"] {
