@@ -6,8 +6,8 @@
 //! the odd or even polynomial on [-π/4, π/4], choose by quadrant. Each multiply-add rounds once.
 
 /// Beyond these magnitudes three parts of π/2 no longer suffice and NumPy asks the C library.
-const SIN_RANGE: f32 = 117_435.992;
-const COS_RANGE: f32 = 71_476.062_5;
+const SIN_RANGE: f32 = 117_435.99;
+const COS_RANGE: f32 = 71_476.06;
 
 const TWO_OVER_PI: f32 = f32::from_bits(0x3f22_f983);
 /// -π/2 in three parts of falling weight.
@@ -46,7 +46,8 @@ fn reduced(x: f32, quarter_turns: i32) -> f32 {
     let value = if quadrant & 1 == 0 {
         let [first, rest @ ..] = SIN_POLYNOMIAL;
         let odd = rest.iter().fold(first, |sum, &c| sum.mul_add(r2, c));
-        (odd * r2).mul_add(r, r)
+        // Adding 0 turns -0 into +0, without which sin(-0) would be +0.
+        odd.mul_add(r2, 0.0).mul_add(r, r)
     } else {
         let [first, rest @ ..] = COS_POLYNOMIAL;
         rest.iter().fold(first, |sum, &c| sum.mul_add(r2, c))
