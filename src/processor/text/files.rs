@@ -128,7 +128,8 @@ fn read_added(folder: &Path) -> Result<(BTreeMap<u32, AddedToken>, PathBuf), Sid
             for (content, id) in plain {
                 let known = tokens.get(&id).map(|token| token.content.as_str());
                 if known != Some(content.as_str()) {
-                    let expected = format!("{known:?}, as tokenizer_config.json has it");
+                    let known = known.map_or("no token".to_owned(), |known| format!("{known:?}"));
+                    let expected = format!("{known}, as tokenizer_config.json has it");
                     return Err(SideFileError::invalid(
                         &plain_path,
                         format!("id {id}"),
