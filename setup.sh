@@ -26,7 +26,7 @@ with_tests=false
 [ "${1:-}" = "--test" ] && with_tests=true
 
 command -v cargo >/dev/null || [ -x "$HOME/.cargo/bin/cargo" ] ||
-    die "cargo is not there: install Rust 1.88 or newer (rustup, or your distribution's package) and run this again"
+    die "cargo is not there: install Rust 1.89 or newer (rustup, or your distribution's package) and run this again"
 command -v c++ >/dev/null || die "no C++ compiler: sudo apt-get install g++"
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
     die "python3 is missing or older than 3.10: sudo apt-get install python3 python3-venv python3-pip"

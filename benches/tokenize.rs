@@ -26,7 +26,6 @@ fn tokenize(criterion: &mut Criterion) {
             encode(black_box(&format!("{instruction} {number}")))
         })
     });
-    group.bench_function("load", |b| b.iter(|| PromptTokenizer::load(black_box(&folder)).is_ok()));
     group.finish();
 }
 

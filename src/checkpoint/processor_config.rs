@@ -119,9 +119,13 @@ pub enum ActionFormat {
 /// The four modalities of one embodiment.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbodimentModalities<'a> {
+    /// Cameras.
     pub video: &'a ModalityConfig,
+    /// Raw state.
     pub state: &'a ModalityConfig,
+    /// Actions.
     pub action: &'a ModalityConfig,
+    /// Instruction.
     pub language: &'a ModalityConfig,
 }
 

@@ -1,4 +1,4 @@
-//! Reading the small JSON files that lie beside the weights.
+//! Reading the small files that lie beside the weights: configurations, statistics, vocabulary.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,23 +6,23 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-/// Largest side file that is read, in bytes. The statistics of some thirty embodiments are a few MB.
+/// Largest side file that is read, in bytes. The statistics of some thirty embodiments are a few MB, as is the vocabulary.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What is wrong with `processor_config.json`, `statistics.json` or `embodiment_id.json`.
+/// What is wrong with a small file of the model.
 #[derive(Debug, thiserror::Error)]
 pub enum SideFileError {
     /// The file cannot be opened or read.
-    #[error("{path}: cannot be read: {source}; a checkpoint directory must hold this file")]
+    #[error("{path}: cannot be read: {source}; the model cannot run without this file")]
     Read {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
     /// The file is far larger than any real one.
-    #[error("{path}: expected at most {limit} bytes, found more; this is not a checkpoint's side file")]
+    #[error("{path}: expected at most {limit} bytes, found more; this is no file of the model")]
     TooLarge { path: PathBuf, limit: u64 },
-    /// The file is not JSON, or a value has the wrong type. `message` says what was expected and found.
+    /// The file is no JSON, or a value has the wrong type. `message` says what was expected and found.
     #[error("{path}: at {at}: {message}")]
     Json { path: PathBuf, at: String, message: String },
     /// The file is well-formed but a value makes no sense.

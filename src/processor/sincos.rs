@@ -46,7 +46,8 @@ fn reduced(x: f32, quarter_turns: i32) -> f32 {
     let value = if quadrant & 1 == 0 {
         let [first, rest @ ..] = SIN_POLYNOMIAL;
         let odd = rest.iter().fold(first, |sum, &c| sum.mul_add(r2, c));
-        (odd * r2).mul_add(r, r)
+        // Adding 0 turns -0 into +0, without which sin(-0) would be +0.
+        odd.mul_add(r2, 0.0).mul_add(r, r)
     } else {
         let [first, rest @ ..] = COS_POLYNOMIAL;
         rest.iter().fold(first, |sum, &c| sum.mul_add(r2, c))

@@ -1,8 +1,6 @@
 //! vocab.json, merges.txt and the added tokens, as files of a tokenizer folder.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -10,10 +8,7 @@ use serde::de::DeserializeOwned;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 
-use super::TextError;
-
-/// Largest tokenizer file that is read, in bytes; the real ones have up to 3 MB.
-const MAX_BYTES: u64 = 64 << 20;
+use crate::checkpoint::side_file::{self, SideFileError};
 
 /// The contents of a tokenizer folder.
 pub(super) struct TokenizerFiles {
@@ -26,7 +21,7 @@ pub(super) struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    pub fn load(folder: &Path) -> Result<Self, TextError> {
+    pub fn load(folder: &Path) -> Result<Self, SideFileError> {
         let vocab = read_vocab(&folder.join("vocab.json"))?;
         let merges = read_merges(&folder.join("merges.txt"), &vocab)?;
         let (added, added_path) = read_added(folder)?;
@@ -55,35 +50,15 @@ struct AddedTokenEntry {
     special: bool,
 }
 
-fn invalid(
-    path: &Path,
-    at: impl Into<String>,
-    expected: impl Into<String>,
-    found: impl Into<String>,
-) -> TextError {
-    TextError::File { path: path.to_owned(), at: at.into(), expected: expected.into(), found: found.into() }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TextError> {
-    let failed = |source| TextError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(invalid(path, "the file", format!("at most {MAX_BYTES} bytes"), "more"));
-    }
-    Ok(bytes)
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TextError> {
-    serde_json::from_slice(&read(path)?)
-        .map_err(|error| invalid(path, "the JSON text", "a tokenizer file", error.to_string()))
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, SideFileError> {
+    side_file::parse(path, &side_file::read(path)?)
 }
 
 /// Token → id. The ids must be 0, 1, 2, … without gaps, because the added tokens follow them.
-fn read_vocab(path: &Path) -> Result<Vocab, TextError> {
+fn read_vocab(path: &Path) -> Result<Vocab, SideFileError> {
     let vocab: Vocab = read_json::<BTreeMap<String, u32>>(path)?.into_iter().collect();
     if vocab.is_empty() {
-        return Err(invalid(path, "the vocabulary", "at least one token", "none"));
+        return Err(SideFileError::invalid(path, "the vocabulary", "at least one token", "none"));
     }
     let mut taken = vec![false; vocab.len()];
     for (token, &id) in &vocab {
@@ -92,7 +67,12 @@ fn read_vocab(path: &Path) -> Result<Vocab, TextError> {
             slot => {
                 let found = if slot.is_some() { "the same id twice" } else { "an id beyond them" };
                 let expected = format!("ids 0 to {}, each once", vocab.len() - 1);
-                return Err(invalid(path, format!("token {token:?}, id {id}"), expected, found));
+                return Err(SideFileError::invalid(
+                    path,
+                    format!("token {token:?}, id {id}"),
+                    expected,
+                    found,
+                ));
             }
         }
     }
@@ -100,9 +80,10 @@ fn read_vocab(path: &Path) -> Result<Vocab, TextError> {
 }
 
 /// One pair of tokens per line, most important first; a version line may come first.
-fn read_merges(path: &Path, vocab: &Vocab) -> Result<Merges, TextError> {
-    let text = String::from_utf8(read(path)?)
-        .map_err(|error| invalid(path, "the file", "UTF-8 text", error.utf8_error().to_string()))?;
+fn read_merges(path: &Path, vocab: &Vocab) -> Result<Merges, SideFileError> {
+    let text = String::from_utf8(side_file::read(path)?).map_err(|error| {
+        SideFileError::invalid(path, "the file", "UTF-8 text", error.utf8_error().to_string())
+    })?;
     let mut merges = Merges::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -111,24 +92,29 @@ fn read_merges(path: &Path, vocab: &Vocab) -> Result<Merges, TextError> {
         }
         let at = || format!("line {}", index + 1);
         let Some((left, right)) = line.split_once(' ').filter(|(_, right)| !right.contains(' ')) else {
-            return Err(invalid(path, at(), "two tokens with a space between", format!("{line:?}")));
+            return Err(SideFileError::invalid(
+                path,
+                at(),
+                "two tokens with a space between",
+                format!("{line:?}"),
+            ));
         };
         for token in [left, right, &format!("{left}{right}")] {
             if !vocab.contains_key(token) {
-                return Err(invalid(path, at(), "tokens of vocab.json", format!("{token:?}")));
+                return Err(SideFileError::invalid(path, at(), "tokens of vocab.json", format!("{token:?}")));
             }
         }
         merges.push((left.to_owned(), right.to_owned()));
     }
     if merges.is_empty() {
-        return Err(invalid(path, "the file", "at least one merge", "none"));
+        return Err(SideFileError::invalid(path, "the file", "at least one merge", "none"));
     }
     Ok(merges)
 }
 
 /// The added tokens of tokenizer_config.json, which also tells how each is matched, or of added_tokens.json. Where both
 /// have them they must agree.
-fn read_added(folder: &Path) -> Result<(BTreeMap<u32, AddedToken>, PathBuf), TextError> {
+fn read_added(folder: &Path) -> Result<(BTreeMap<u32, AddedToken>, PathBuf), SideFileError> {
     let config_path = folder.join("tokenizer_config.json");
     let plain_path = folder.join("added_tokens.json");
     let config = if config_path.exists() { read_config(&config_path)? } else { None };
@@ -142,8 +128,14 @@ fn read_added(folder: &Path) -> Result<(BTreeMap<u32, AddedToken>, PathBuf), Tex
             for (content, id) in plain {
                 let known = tokens.get(&id).map(|token| token.content.as_str());
                 if known != Some(content.as_str()) {
-                    let expected = format!("{known:?}, as tokenizer_config.json has it");
-                    return Err(invalid(&plain_path, format!("id {id}"), expected, format!("{content:?}")));
+                    let known = known.map_or("no token".to_owned(), |known| format!("{known:?}"));
+                    let expected = format!("{known}, as tokenizer_config.json has it");
+                    return Err(SideFileError::invalid(
+                        &plain_path,
+                        format!("id {id}"),
+                        expected,
+                        format!("{content:?}"),
+                    ));
                 }
             }
             Ok((tokens, config_path))
@@ -159,13 +151,15 @@ fn read_added(folder: &Path) -> Result<(BTreeMap<u32, AddedToken>, PathBuf), Tex
     }
 }
 
-fn read_config(path: &Path) -> Result<Option<BTreeMap<u32, AddedToken>>, TextError> {
+fn read_config(path: &Path) -> Result<Option<BTreeMap<u32, AddedToken>>, SideFileError> {
     let config: TokenizerConfig = read_json(path)?;
     let Some(entries) = config.added_tokens_decoder else { return Ok(None) };
     let tokens = entries
         .into_iter()
         .map(|(id, entry)| {
-            let id = id.parse().map_err(|_| invalid(path, "added_tokens_decoder", "ids as keys", id))?;
+            let id = id
+                .parse()
+                .map_err(|_| SideFileError::invalid(path, "added_tokens_decoder", "ids as keys", id))?;
             let token = AddedToken::from(entry.content, entry.special)
                 .lstrip(entry.lstrip)
                 .normalized(entry.normalized)

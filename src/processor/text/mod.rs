@@ -13,6 +13,8 @@ mod tokenizer;
 
 use std::path::PathBuf;
 
+use crate::checkpoint::side_file::SideFileError;
+
 pub use formalize::formalize;
 pub use padding::{PaddedPrompts, left_pad};
 pub use prompt::{ExpandedPrompt, chat_text, expand_images};
@@ -31,19 +33,9 @@ pub const MAX_PROMPT_TOKENS: usize = 32_768;
 /// The tokenizer cannot be loaded, or an instruction cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// A tokenizer file cannot be opened or read.
-    #[error(
-        "{path}: cannot be read: {source}; the tokenizer folder must hold vocab.json, merges.txt and \
-         tokenizer_config.json or added_tokens.json, as the public tree ships them beside its Eagle code"
-    )]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    /// A tokenizer file is malformed.
-    #[error("{path}: {at}: expected {expected}, found {found}")]
-    File { path: PathBuf, at: String, expected: String, found: String },
+    /// A file of the tokenizer folder is absent or malformed.
+    #[error(transparent)]
+    File(#[from] SideFileError),
     /// The files are well-formed but make no tokenizer.
     #[error("{folder}: the tokenizer cannot be built from its files: {message}")]
     Build { folder: PathBuf, message: String },

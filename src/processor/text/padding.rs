@@ -7,6 +7,7 @@ use super::{IMAGE_TOKEN_ID, PAD_TOKEN_ID};
 /// Prompts padded on the **left** to the longest; all arrays have the shape (batch, sequence).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PaddedPrompts {
+    /// Token ids.
     pub input_ids: Array2<i64>,
     /// 1 for a real token, 0 for padding.
     pub attention_mask: Array2<i64>,

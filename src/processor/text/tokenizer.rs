@@ -11,6 +11,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
+use crate::checkpoint::side_file::SideFileError;
+
 use super::cache::PromptCache;
 use super::files::TokenizerFiles;
 use super::prompt::IMAGE_TOKEN;
@@ -76,12 +78,10 @@ impl PromptTokenizer {
         for (id, token) in added {
             let found = tokenizer.token_to_id(&token.content);
             if found != Some(id) {
-                return Err(TextError::File {
-                    path: added_path,
-                    at: format!("token {:?}", token.content),
-                    expected: format!("id {found:?}, next to those before it and to vocab.json"),
-                    found: id.to_string(),
-                });
+                let found = found.map_or("another".to_owned(), |id| id.to_string());
+                let expected = format!("id {found}, which follows those before it and vocab.json");
+                let at = format!("token {:?}", token.content);
+                return Err(SideFileError::invalid(&added_path, at, expected, id.to_string()).into());
             }
         }
         for (token, expected) in SPECIAL_TOKENS {

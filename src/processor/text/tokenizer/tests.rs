@@ -152,12 +152,12 @@ fn broken_vocabularies_are_refused() {
 fn broken_merges_are_refused_with_their_line() {
     let unknown = replaced("merges.txt", "\ni n\n", "\ni \u{1F600}\n");
     assert!(
-        unknown.contains("merges.txt: line 4: expected tokens of vocab.json, found \"\u{1F600}\""),
+        unknown.contains("merges.txt: at line 4: expected tokens of vocab.json, found \"\u{1F600}\""),
         "{unknown}"
     );
     let single = replaced("merges.txt", "\ni n\n", "\nin\n");
     assert!(
-        single.contains("merges.txt: line 4: expected two tokens") && single.contains("\"in\""),
+        single.contains("merges.txt: at line 4: expected two tokens") && single.contains("\"in\""),
         "{single}"
     );
     assert!(broken("merges.txt", |_| Some(String::new())).contains("expected at least one merge"));
@@ -184,12 +184,12 @@ fn special_tokens_with_other_ids_are_refused() {
 
     let differing = replaced("added_tokens.json", "151669", "151700");
     assert!(
-        differing.contains("added_tokens.json: id 151700") && differing.contains("<IMG_CONTEXT>"),
+        differing.contains("added_tokens.json: at id 151700") && differing.contains("<IMG_CONTEXT>"),
         "{differing}"
     );
 
     let gap = broken("tokenizer_config.json", |text| Some(text.replace("\"151679\"", "\"151690\"")));
-    assert!(gap.contains("added_tokens.json: id 151679"), "{gap}");
+    assert!(gap.contains("added_tokens.json: at id 151679"), "{gap}");
 }
 
 #[test]
