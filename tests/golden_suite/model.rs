@@ -147,7 +147,8 @@ fn run_with_bf16_accumulator(
     let steps = policy.head().steps();
     for step in 0..steps {
         let velocity = policy.head().velocity(&tokens, &actions, step, probe).unwrap();
-        actions += velocity * (1.0 / steps as f64);
+        // Not in place: the probe still holds the old value.
+        actions = actions.f_add(&(velocity * (1.0 / steps as f64))).unwrap();
         probe.record(|| format!("head.step{step}.actions_out"), &actions);
     }
     probe.record(|| "action_pred".to_owned(), &actions);
