@@ -4,13 +4,21 @@
 mod peer;
 mod support;
 
+use std::{
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
-use groot_policy::ros::{
-    msg::{
-        ActionChunk, ActionGroup, ByteBuf, CompressedImage, Duration, Header, Image, JointState,
-        JointTrajectory, JointTrajectoryPoint, StageTiming, String as Text, Time,
+use groot_policy::{
+    ros::{
+        msg::{
+            ActionChunk, ActionGroup, ByteBuf, CompressedImage, Duration, Header, Image, JointState,
+            JointTrajectory, JointTrajectoryPoint, Message, StageTiming, String as Text, Time,
+        },
+        transport::{Qos, RosNode, Subscription},
     },
-    transport::{Qos, RosNode, Subscription},
+    synthetic::demo_joint_names,
 };
 use peer::Peer;
 use serde_json::{Value, json};
@@ -29,7 +37,7 @@ fn bytes(data: &[u8]) -> Value {
     json!({ "base64": STANDARD.encode(data) })
 }
 
-async fn next<M: groot_policy::ros::msg::Message>(subscription: &Subscription<M>) -> M {
+async fn next<M: Message>(subscription: &Subscription<M>) -> M {
     let received = tokio::time::timeout(PATIENCE, subscription.recv()).await;
     received.expect("a message arrives").expect("the node is up").message
 }
@@ -202,4 +210,65 @@ async fn the_successor_of_a_killed_peer_is_found() {
             .await;
         peer.kill();
     }
+}
+
+/// The robot's process; ends with the test.
+struct Robot(Child);
+
+impl Drop for Robot {
+    fn drop(&mut self) {
+        // Errors mean that it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_synthetic_robot_shows_what_it_has_follows_a_trajectory_and_stops_when_asked_to() {
+    let domain = test_domain();
+    let robot = Command::new(env!("CARGO_BIN_EXE_synthetic_robot"))
+        .args(["--localhost-only", "--size", "64x48", "--cameras", "front", "--follow", "--domain-id"])
+        .arg(domain.to_string())
+        .stdout(Stdio::null())
+        .spawn();
+    let mut robot = Robot(robot.expect("the robot starts"));
+    let mut peer = Peer::start(domain);
+
+    for (topic, kind) in
+        [("/front/image_raw", "sensor_msgs/Image"), ("/joint_states", "sensor_msgs/JointState")]
+    {
+        peer.ask(
+            json!({"command": "subscriber", "topic": topic, "type": kind, "qos": "sensor_data", "keep": 1}),
+        );
+    }
+    let image = &peer.ask(json!({"command": "take", "topic": "/front/image_raw"}))["messages"][0];
+    let shape = [&image["width"], &image["height"], &image["step"], &image["encoding"]];
+    assert_eq!(shape, [&json!(64), &json!(48), &json!(192), &json!("rgb8")]);
+    let data = STANDARD.decode(image["data"]["base64"].as_str().expect("base64")).expect("base64");
+    assert_eq!(data.len(), 192 * 48);
+
+    let joint = |peer: &mut Peer| -> JointState {
+        let answer = peer.ask(json!({"command": "take", "topic": "/joint_states"}));
+        serde_json::from_value(answer["messages"][0].clone()).expect("a joint state")
+    };
+    let state = joint(&mut peer);
+    assert_eq!((state.name, state.position.len()), (demo_joint_names(), 16));
+
+    let topic = "/policy_node/joint_trajectory";
+    let goal = JointTrajectory {
+        joint_names: vec!["gripper_joint_2".to_owned()],
+        points: vec![JointTrajectoryPoint { positions: vec![1.5], ..JointTrajectoryPoint::default() }],
+        ..JointTrajectory::default()
+    };
+    let kind = "trajectory_msgs/JointTrajectory";
+    peer.ask(json!({"command": "publisher", "topic": topic, "type": kind, "qos": "reliable"}));
+    peer.ask(json!({"command": "repeat", "topic": topic, "message": goal, "rate": 10}));
+    let start = Instant::now();
+    while joint(&mut peer).position[13] != 1.5 {
+        assert!(start.elapsed() < PATIENCE, "the gripper never got to its goal");
+    }
+
+    let asked = Command::new("kill").arg(robot.0.id().to_string()).status().expect("kill runs");
+    assert!(asked.success());
+    assert!(robot.0.wait().expect("the robot ends").success());
 }
