@@ -144,7 +144,7 @@ async fn main() -> anyhow::Result<()> {
         signal = shutdown_signal() => signal.context("cannot catch signals"),
         () = end => Ok(()),
         // No task ends by itself but by an error.
-        Some(ended) = tasks.join_next() => ended.context("a task crashed").flatten(),
+        Some(ended) = tasks.join_next() => ended.unwrap_or_else(|crash| Err(crash.into())),
     };
     tasks.shutdown().await;
     node.shutdown().await;

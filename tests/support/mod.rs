@@ -1,7 +1,7 @@
 //! What the DDS tests share.
 
 use std::{
-    sync::atomic::{AtomicU16, Ordering},
+    net::{Ipv4Addr, TcpListener},
     time::{Duration, Instant},
 };
 
@@ -10,12 +10,17 @@ use groot_policy::ros::transport::{NodeOptions, RosNode};
 /// Longest wait for what must happen. Much longer than it takes, so that a busy machine fails no test.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A DDS domain for one test, so that tests running at the same time do not meet. Domains above 101 would share ports
-/// with outgoing connections.
+/// A DDS domain that no other test uses, in this process or another, as long as this process lives. Domains above 100
+/// would share ports with outgoing connections.
 pub fn test_domain() -> u16 {
-    static TESTS: AtomicU16 = AtomicU16::new(0);
-    let process = (std::process::id() % 100) as u16;
-    1 + (process + 13 * TESTS.fetch_add(1, Ordering::Relaxed)) % 100
+    for domain in 1..=100 {
+        // Whoever listens on the domain's port owns it; the kernel gives it free at the process's end.
+        if let Ok(claim) = TcpListener::bind((Ipv4Addr::LOCALHOST, 21_000 + domain)) {
+            std::mem::forget(claim);
+            return domain;
+        }
+    }
+    panic!("all of the 100 DDS domains for tests are in use");
 }
 
 /// A node that talks over loopback only.

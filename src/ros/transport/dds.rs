@@ -7,14 +7,15 @@
 //! - RustDDS connects publishers and subscribers by topic name alone, so the type that a publisher announces is checked
 //!   here before its messages are delivered.
 
+mod senders;
+
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use ros2_client::{Context, Gid, MessageInfo, MessageTypeName, WriteError};
+use ros2_client::{Context, Gid, MessageTypeName, WriteError};
 use rustdds::{
     DomainParticipantBuilder, QosPolicies, QosPolicyBuilder, Topic, TopicKind,
     policy::{Durability, History, Reliability, ResourceLimits},
@@ -28,6 +29,7 @@ use tokio::{
 
 use super::{error::RosError, name::NodeName, options::Network, qos::Qos, subscription::Inbox};
 use crate::ros::msg::Message;
+use senders::Senders;
 
 /// How long the parts of a shutdown may take; what is not done by then is left to the end of the process.
 const TASKS_END: Duration = Duration::from_millis(200);
@@ -107,9 +109,9 @@ impl Node {
         let reader =
             live.node.create_subscription::<M>(&dds_topic, None).map_err(|e| middleware(action(), e))?;
         let reader = Arc::new(reader);
-        let types = AnnouncedTypes::new::<M>(topic, Arc::downgrade(self));
+        let senders = Senders::new(Arc::downgrade(self), dds_topic_name(topic), dds_type_name::<M>());
         let weak_reader = Arc::downgrade(&reader);
-        let task = self.runtime.spawn(drain(reader, types, inbox, self.stop.subscribe()));
+        let task = self.runtime.spawn(drain(reader, senders, inbox, self.stop.subscribe()));
         let abort = task.abort_handle();
         live.readers.retain(|reader| !reader.is_finished());
         live.readers.push(task);
@@ -153,6 +155,20 @@ impl Node {
         if timeout(PARTICIPANT_END, participant_end).await.is_err() {
             tracing::debug!("DDS still says good-bye at shutdown");
         }
+    }
+
+    /// The publishers of a topic on the network, with the message types they announce.
+    fn announced_publishers(&self, dds_topic: &str) -> Vec<(Gid, String)> {
+        let Some(participant) = self.lock().as_ref().map(|live| live.context.domain_participant()) else {
+            return Vec::new();
+        };
+        participant
+            .discovered_writers()
+            .into_iter()
+            .map(|writer| writer.publication_topic_data)
+            .filter(|publication| publication.topic_name == dds_topic)
+            .map(|publication| (Gid::from(publication.key), publication.type_name))
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Live>> {
@@ -216,7 +232,7 @@ impl<M> Drop for Reader<M> {
 
 async fn drain<M: Message>(
     reader: Arc<ros2_client::Subscription<M>>,
-    mut types: AnnouncedTypes,
+    mut senders: Senders,
     inbox: Arc<Inbox<M>>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -227,13 +243,20 @@ async fn drain<M: Message>(
             taken = reader.async_take() => taken,
         };
         match taken {
-            Ok((message, info)) if types.agree(&info) => inbox.push(message),
-            Ok(_) => inbox.count_wrong_type(),
+            Ok((message, info)) => {
+                let heard = senders.hear(&info);
+                inbox.count_lost(heard.lost);
+                if heard.type_agrees {
+                    inbox.push(message);
+                } else {
+                    inbox.count_wrong_type();
+                }
+            }
             Err(error) => {
                 let count = inbox.count_undecodable();
                 // The 1st, 2nd, 4th, 8th, ...: a publisher of rubbish must not fill the log as well.
                 if count.is_power_of_two() {
-                    types.warn_undecodable(count, &error);
+                    senders.warn_undecodable(count, &error);
                 }
             }
         }
@@ -241,80 +264,6 @@ async fn drain<M: Message>(
         tokio::task::yield_now().await;
     }
     inbox.close();
-}
-
-/// The message types that the publishers of one topic announce, compared with ours.
-struct AnnouncedTypes {
-    node: Weak<Node>,
-    dds_topic: String,
-    expected: String,
-    verdicts: HashMap<Gid, bool>,
-}
-
-impl AnnouncedTypes {
-    /// Verdicts kept; publishers that come and go for weeks must not fill the memory.
-    const MAX_VERDICTS: usize = 1024;
-
-    fn new<M: Message>(topic: &str, node: Weak<Node>) -> Self {
-        Self {
-            node,
-            dds_topic: dds_topic_name(topic),
-            expected: dds_type_name::<M>(),
-            verdicts: HashMap::new(),
-        }
-    }
-
-    /// Whether the publisher of this message announces our type. One that has not been discovered (any more) is given
-    /// the benefit of the doubt.
-    fn agree(&mut self, message: &MessageInfo) -> bool {
-        let publisher = message.publisher_gid();
-        if let Some(verdict) = self.verdicts.get(&publisher) {
-            return *verdict;
-        }
-        let announced = self.announced().find(|(gid, _)| *gid == publisher);
-        let Some((_, announced)) = announced else { return true };
-        let agrees = announced == self.expected;
-        if !agrees {
-            tracing::warn!(
-                "a publisher on {} sends {announced}, expected {}: its messages are dropped",
-                self.dds_topic,
-                self.expected
-            );
-        }
-        if self.verdicts.len() >= Self::MAX_VERDICTS {
-            self.verdicts.clear();
-        }
-        self.verdicts.insert(publisher, agrees);
-        agrees
-    }
-
-    fn warn_undecodable(&self, count: u64, error: &ros2_client::ReadError) {
-        let others: Vec<String> =
-            self.announced().map(|(_, name)| name).filter(|name| *name != self.expected).collect();
-        let hint = if others.is_empty() {
-            "is the publisher's message definition the same as ours?".to_owned()
-        } else {
-            format!("there are publishers of {} on this topic", others.join(", "))
-        };
-        tracing::warn!(
-            "{count} messages on {} so far are not {}: {error}; {hint}",
-            self.dds_topic,
-            self.expected
-        );
-    }
-
-    /// The publishers of the topic on the network and the types they announce.
-    fn announced(&self) -> impl Iterator<Item = (Gid, String)> + '_ {
-        let participant =
-            self.node.upgrade().and_then(|node| Some(node.lock().as_ref()?.context.domain_participant()));
-        participant
-            .map(|participant| participant.discovered_writers())
-            .unwrap_or_default()
-            .into_iter()
-            .map(|writer| writer.publication_topic_data)
-            .filter(|publication| publication.topic_name == self.dds_topic)
-            .map(|publication| (Gid::from(publication.key), publication.type_name))
-    }
 }
 
 fn create_topic<M: Message>(

@@ -35,7 +35,7 @@ use dds as backend;
 
 pub use error::RosError;
 pub use name::NodeName;
-pub use options::{Network, NodeOptions, receive_buffer_warning};
+pub use options::{Network, NodeOptions, kernel_receive_buffer_limit, receive_buffer_warning};
 pub use qos::Qos;
 pub use signal::shutdown_signal;
 #[cfg(feature = "dds")]

@@ -29,6 +29,9 @@ impl RosNode {
         let name = NodeName::new(&options.namespace, &options.name)?;
         let lookup = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let network = options.network(lookup)?;
+        if lookup("ROS_STATIC_PEERS").is_some_and(|peers| !peers.is_empty()) {
+            tracing::warn!("ROS_STATIC_PEERS is set, but this transport finds its peers by itself only");
+        }
         if let Some(warning) = kernel_receive_buffer_limit().and_then(receive_buffer_warning) {
             tracing::warn!("{warning}");
         }
@@ -99,6 +102,7 @@ impl<M: Message> Publisher<M> {
     }
 
     /// Sends a message to whoever is subscribed. It is taken by value since an image would else be copied once more.
+    /// Does not wait, but for at most 100 ms while a reliable subscriber is thousands of messages behind.
     ///
     /// # Errors
     /// [`RosError::Congested`] where a reliable subscriber has stopped acknowledging, [`RosError::ShutDown`] after

@@ -123,7 +123,7 @@ pub fn receive_buffer_warning(limit: u64) -> Option<String> {
 }
 
 /// The largest receive buffer that the kernel grants, in bytes; `None` where it does not say (not Linux).
-pub(super) fn kernel_receive_buffer_limit() -> Option<u64> {
+pub fn kernel_receive_buffer_limit() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/net/core/rmem_max").ok()?.trim().parse().ok()
 }
 

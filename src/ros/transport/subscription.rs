@@ -34,6 +34,9 @@ pub struct Received<M> {
 pub struct Counters {
     /// Messages that were read from the network whole.
     pub received: u64,
+    /// Messages that were sent and never came, by the gaps in their publishers' numbering. Undecodable ones leave a
+    /// gap as well.
+    pub lost: u64,
     /// Received messages that newer ones pushed out before anybody read them.
     pub overwritten: u64,
     /// Payloads that are not the message that the topic should carry.
@@ -89,6 +92,7 @@ pub(super) struct Inbox<M> {
     arrived: Notify,
     closed: AtomicBool,
     received: AtomicU64,
+    lost: AtomicU64,
     overwritten: AtomicU64,
     undecodable: AtomicU64,
     wrong_type: AtomicU64,
@@ -103,6 +107,7 @@ impl<M> Inbox<M> {
             arrived: Notify::new(),
             closed: AtomicBool::new(false),
             received: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             overwritten: AtomicU64::new(0),
             undecodable: AtomicU64::new(0),
             wrong_type: AtomicU64::new(0),
@@ -127,6 +132,10 @@ impl<M> Inbox<M> {
     /// Counts a payload that could not be decoded and returns how many there have been.
     pub(super) fn count_undecodable(&self) -> u64 {
         self.undecodable.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(super) fn count_lost(&self, messages: u64) {
+        self.lost.fetch_add(messages, Ordering::Relaxed);
     }
 
     pub(super) fn count_wrong_type(&self) {
@@ -162,6 +171,7 @@ impl<M> Inbox<M> {
         let _unread = self.lock();
         Counters {
             received: self.received.load(Ordering::Relaxed),
+            lost: self.lost.load(Ordering::Relaxed),
             overwritten: self.overwritten.load(Ordering::Relaxed),
             undecodable: self.undecodable.load(Ordering::Relaxed),
             wrong_type: self.wrong_type.load(Ordering::Relaxed),
