@@ -31,7 +31,8 @@ command -v c++ >/dev/null || die "no C++ compiler: sudo apt-get install g++"
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
     die "python3 is missing or older than 3.10: sudo apt-get install python3 python3-venv python3-pip"
 
-has_gpu() { [ -e /dev/nvidiactl ] || [ -e /dev/nvhost-gpu ] || [ -e /dev/nvmap ]; }
+# GROOT_GPU=1 prepares for a GPU where there is none yet, in an image for instance.
+has_gpu() { [ "${GROOT_GPU:-0}" = 1 ] || [ -e /dev/nvidiactl ] || [ -e /dev/nvhost-gpu ] || [ -e /dev/nvmap ]; }
 
 venv() {
     [ -x .venv/bin/python ] && return
