@@ -7,15 +7,17 @@
 //! | [`observation`] | what the robot saw: frames, joint values, instruction | nothing |
 //! | [`checkpoint`] | the model directory: configurations, weights, the table of expected tensors | nothing |
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
+//! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport |
 //! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
 //! | [`node`] | configuration, observation assembly, the policy node | `ros`, `model` |
 //!
-//! One direction: the core (`observation`, `checkpoint`, `processor`) knows neither ROS nor CUDA, the model knows
-//! the core, the node knows both, and the binaries only wire.
+//! One direction: the core (`observation`, `checkpoint`, `processor`, `motion`) knows neither ROS nor CUDA (of ROS
+//! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
 pub mod checkpoint;
+pub mod motion;
 pub mod node;
 pub mod observation;
 pub mod processor;

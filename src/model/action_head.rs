@@ -1,5 +1,6 @@
 //! Flow-matching action head: features, state and noise to a normalised action chunk.
 
+use ndarray::Array2;
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     probe::Probe,
     tokens::TokenLayout,
 };
-use crate::checkpoint::ModelConfig;
+use crate::{checkpoint::ModelConfig, processor::guidance::Guidance};
 
 /// Epsilon of the norm over the backbone's features.
 const CONTEXT_EPS: f64 = 1e-5;
@@ -179,6 +180,21 @@ impl ActionHead {
         noise: &Tensor,
         probe: &mut Probe,
     ) -> Result<Tensor, ModelError> {
+        self.denoise_guided(state_tokens, noise, None, probe)
+    }
+
+    /// [`denoise`](Self::denoise), pulled to `guidance`, (horizon, action dim) for all samples alike.
+    ///
+    /// From the actions a at time τ and the velocity v, the flow would end at x = a + (1 - τ) · v. That end is moved to
+    /// x + w · (target - x), and the velocity becomes the one that leads there. With a weight of 1 the last step ends at the
+    /// target but for rounding; with 0 nothing changes but for rounding; without guidance nothing changes at all.
+    pub fn denoise_guided(
+        &mut self,
+        state_tokens: &Tensor,
+        noise: &Tensor,
+        guidance: Option<&Guidance>,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
         let size = noise.size();
         if size.len() != 3 || size[1] != self.horizon || size[2] != self.action_dim {
             return Err(ModelError::Input {
@@ -187,17 +203,59 @@ impl ActionHead {
                 found: format!("{size:?}"),
             });
         }
+        let pull =
+            guidance.map(|guidance| Pull::new(guidance, self.noise_shape(), self.device)).transpose()?;
         let mut actions = noise.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
         let steps = self.steps();
         for step in 0..steps {
             probe.record(|| format!("head.step{step}.actions_acc_in"), &actions);
             let velocity = self.velocity(state_tokens, &actions, step, probe)?;
-            let change = velocity.f_to_kind(Kind::Float)?.f_mul_scalar(1.0 / steps as f64)?;
+            let mut velocity = velocity.f_to_kind(Kind::Float)?;
+            if let Some(pull) = &pull {
+                // The integration's own time, not the truncated one that the network is told: so the last step ends at 1.
+                velocity = pull.velocity(&actions, &velocity, (steps - step) as f64 / steps as f64)?;
+            }
+            let change = velocity.f_mul_scalar(1.0 / steps as f64)?;
             actions = actions.f_add(&change)?;
             probe.record(|| format!("head.step{step}.actions_out"), &actions);
         }
         probe.record(|| "action_pred".to_owned(), &actions);
         Ok(actions)
+    }
+}
+
+/// [`Guidance`] on the device, f32, (horizon, action dim).
+struct Pull {
+    target: Tensor,
+    weights: Tensor,
+}
+
+impl Pull {
+    fn new(guidance: &Guidance, shape: (usize, usize), device: Device) -> Result<Self, ModelError> {
+        let upload = |what, values: &Array2<f32>| {
+            if values.dim() != shape {
+                let (expected, found) = (format!("{shape:?}"), format!("{:?}", values.dim()));
+                return Err(ModelError::Input { what, expected, found });
+            }
+            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                let expected = "finite values".to_owned();
+                return Err(ModelError::Input { what, expected, found: value.to_string() });
+            }
+            let flat: Vec<f32> = values.iter().copied().collect();
+            let size = [shape.0 as i64, shape.1 as i64];
+            Ok(Tensor::f_from_slice(&flat)?.f_reshape(size)?.f_to_device(device)?)
+        };
+        Ok(Self {
+            target: upload("guidance target", &guidance.target)?,
+            weights: upload("guidance weights", &guidance.weights)?,
+        })
+    }
+
+    /// The velocity that leads to the moved end, `left` = 1 - τ before it.
+    fn velocity(&self, actions: &Tensor, velocity: &Tensor, left: f64) -> Result<Tensor, ModelError> {
+        let end = velocity.f_mul_scalar(left)?.f_add(actions)?;
+        let away = self.target.f_sub(&end)?.f_mul(&self.weights)?;
+        Ok(end.f_add(&away)?.f_sub(actions)?.f_div_scalar(left)?)
     }
 }
 

@@ -19,7 +19,10 @@ use super::{
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, OpenOptions},
     observation::Observation,
-    processor::{ModelInputs, NamedActions, Processor, ProcessorError},
+    processor::{
+        ModelInputs, NamedActions, Processor, ProcessorError,
+        guidance::{Guidance, PlannedActions},
+    },
 };
 
 /// Where a policy comes from and how it runs.
@@ -71,6 +74,24 @@ pub enum Noise {
     Seed(u64),
     /// Given values, shape (action horizon, max action dim).
     Given(Array2<f32>),
+}
+
+/// What the policy is asked.
+#[derive(Debug, Clone)]
+pub struct PredictRequest {
+    /// What the robot saw.
+    pub observation: Observation,
+    /// What the chunk is denoised from.
+    pub noise: Noise,
+    /// Actions that the chunk is to agree with, for real-time chunking.
+    pub planned: Option<PlannedActions>,
+}
+
+impl PredictRequest {
+    /// A request for a chunk that is free of earlier ones.
+    pub fn new(observation: Observation, noise: Noise) -> Self {
+        Self { observation, noise, planned: None }
+    }
 }
 
 /// Standard normal noise from a seed, shape `rows` x `columns`, independent of machine and device.
@@ -203,16 +224,24 @@ impl Policy {
     ///
     /// # Errors
     /// What does not fit, or [`ModelError::NonFinite`]: a chunk with NaN or infinity is never handed out.
-    pub fn predict(&mut self, observation: &Observation, noise: Noise) -> Result<Prediction, PolicyError> {
+    pub fn predict(&mut self, request: &PredictRequest) -> Result<Prediction, PolicyError> {
         let start = Instant::now();
+        let PredictRequest { observation, noise, planned } = request;
         let inputs = self.processor.prepare(observation)?;
+        let shape = self.noise_shape();
+        let guidance = planned
+            .as_ref()
+            .map(|planned| self.processor.action().guidance(planned, &observation.state, shape))
+            .transpose()
+            .map_err(ProcessorError::from)?;
         let preprocess = start.elapsed();
         let (noise, seed) = match noise {
-            Noise::Given(noise) => (noise, None),
-            Noise::Seed(seed) => (seeded_noise(seed, self.noise_shape()), Some(seed)),
+            Noise::Given(noise) => (noise.clone(), None),
+            Noise::Seed(seed) => (seeded_noise(*seed, shape), Some(*seed)),
         };
         let noise = noise.insert_axis(ndarray::Axis(0));
-        let (normalised, mut timing) = self.run(&inputs, noise.view(), &mut Probe::off())?;
+        let (normalised, mut timing) =
+            self.run_guided(&inputs, noise.view(), guidance.as_ref(), &mut Probe::off())?;
         let normalised = normalised.index_axis_move(ndarray::Axis(0), 0);
         let actions = self.processor.decode(normalised.view(), &observation.state)?;
         timing.preprocess = preprocess;
@@ -230,6 +259,20 @@ impl Policy {
         noise: ArrayView3<f32>,
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, Timing), PolicyError> {
+        self.run_guided(inputs, noise, None, probe)
+    }
+
+    /// [`run`](Self::run), pulled to `guidance`, which holds for all samples alike.
+    ///
+    /// # Errors
+    /// See [`predict`](Self::predict).
+    pub fn run_guided(
+        &mut self,
+        inputs: &ModelInputs,
+        noise: ArrayView3<f32>,
+        guidance: Option<&Guidance>,
+        probe: &mut Probe,
+    ) -> Result<(Array3<f32>, Timing), PolicyError> {
         let start = Instant::now();
         let backbone = &mut self.backbone;
         let features = backbone.forward(
@@ -243,7 +286,7 @@ impl Policy {
         let head_start = Instant::now();
         let state = to_tensor(inputs.state.view())?;
         let tokens = self.head.condition(&features.features, features.layout, &state, probe)?;
-        let actions = self.head.denoise(&tokens, &to_tensor(noise)?, probe)?;
+        let actions = self.head.denoise_guided(&tokens, &to_tensor(noise)?, guidance, probe)?;
         let actions = to_array(&actions)?;
         let bad = actions.iter().filter(|v| !v.is_finite()).count() as i64;
         if bad > 0 {

@@ -12,11 +12,10 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 
-use super::policy::{Noise, PolicyError, Prediction};
-use crate::observation::Observation;
+use super::policy::{PolicyError, PredictRequest, Prediction};
 
-/// What the thread does with each observation.
-pub type Predict = Box<dyn FnMut(&Observation, Noise) -> Result<Prediction, PolicyError>>;
+/// What the thread does with each request.
+pub type Predict = Box<dyn FnMut(&PredictRequest) -> Result<Prediction, PolicyError>>;
 
 /// How far the policy is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +28,14 @@ pub enum Readiness<T> {
     Failed(String),
 }
 
-struct Request {
-    observation: Observation,
-    noise: Noise,
+struct Waiting {
+    request: PredictRequest,
     reply: oneshot::Sender<Result<Prediction, PolicyError>>,
 }
 
 #[derive(Default)]
 struct Mailbox {
-    waiting: Option<Request>,
+    waiting: Option<Waiting>,
     stopped: bool,
 }
 
@@ -56,22 +54,22 @@ impl Shared {
     fn stop(&self) {
         let mut mailbox = self.lock();
         mailbox.stopped = true;
-        if let Some(request) = mailbox.waiting.take() {
+        if let Some(waiting) = mailbox.waiting.take() {
             // The asker may be gone already.
-            let _ = request.reply.send(Err(PolicyError::Stopped));
+            let _ = waiting.reply.send(Err(PolicyError::Stopped));
         }
         self.changed.notify_all();
     }
 
     /// The next request, or None when it is time to stop.
-    fn next(&self) -> Option<Request> {
+    fn next(&self) -> Option<Waiting> {
         let mut mailbox = self.lock();
         loop {
             if mailbox.stopped {
                 return None;
             }
-            if let Some(request) = mailbox.waiting.take() {
-                return Some(request);
+            if let Some(waiting) = mailbox.waiting.take() {
+                return Some(waiting);
             }
             mailbox = self.changed.wait(mailbox).unwrap_or_else(PoisonError::into_inner);
         }
@@ -121,14 +119,14 @@ impl<T: Clone + Send + Sync + 'static> PolicyThread<T> {
     ///
     /// # Errors
     /// What [`Policy::predict`](super::policy::Policy::predict) returns, and [`PolicyError::Stopped`].
-    pub async fn predict(&self, observation: Observation, noise: Noise) -> Result<Prediction, PolicyError> {
+    pub async fn predict(&self, request: PredictRequest) -> Result<Prediction, PolicyError> {
         let (reply, answer) = oneshot::channel();
         {
             let mut mailbox = self.shared.lock();
             if mailbox.stopped {
                 return Err(PolicyError::Stopped);
             }
-            if let Some(old) = mailbox.waiting.replace(Request { observation, noise, reply }) {
+            if let Some(old) = mailbox.waiting.replace(Waiting { request, reply }) {
                 // The asker may be gone already.
                 let _ = old.reply.send(Err(PolicyError::Superseded));
             }
@@ -150,10 +148,10 @@ impl<T> Drop for PolicyThread<T> {
 }
 
 fn serve(shared: &Shared, mut predict: Predict) {
-    while let Some(request) = shared.next() {
-        let answer = catch(|| predict(&request.observation, request.noise));
+    while let Some(Waiting { request, reply }) = shared.next() {
+        let answer = catch(|| predict(&request));
         // The asker may be gone already.
-        let _ = request.reply.send(answer);
+        let _ = reply.send(answer);
     }
 }
 
@@ -174,7 +172,10 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::model::policy::Timing;
+    use crate::{
+        model::policy::{Noise, Timing},
+        observation::Observation,
+    };
 
     fn prediction(seed: u64) -> Prediction {
         Prediction {
@@ -185,9 +186,13 @@ mod tests {
         }
     }
 
-    fn seed_of(noise: &Noise) -> u64 {
-        match noise {
-            Noise::Seed(seed) => *seed,
+    fn request(seed: u64) -> PredictRequest {
+        PredictRequest::new(Observation::default(), Noise::Seed(seed))
+    }
+
+    fn seed_of(request: &PredictRequest) -> u64 {
+        match request.noise {
+            Noise::Seed(seed) => seed,
             Noise::Given(_) => 0,
         }
     }
@@ -197,8 +202,8 @@ mod tests {
         let (begun, begins) = mpsc::channel();
         let (gate, open) = mpsc::channel::<()>();
         let thread = PolicyThread::spawn(move || {
-            let predict: Predict = Box::new(move |_, noise| {
-                let seed = seed_of(&noise);
+            let predict: Predict = Box::new(move |request| {
+                let seed = seed_of(request);
                 begun.send(seed).ok();
                 open.recv().ok();
                 Ok(prediction(seed))
@@ -215,7 +220,7 @@ mod tests {
         let thread = Arc::new(thread);
         let ask = |seed| {
             let thread = thread.clone();
-            tokio::spawn(async move { thread.predict(Observation::default(), Noise::Seed(seed)).await })
+            tokio::spawn(async move { thread.predict(request(seed)).await })
         };
         let first = ask(1);
         assert_eq!(begins.recv().unwrap(), 1);
@@ -234,16 +239,16 @@ mod tests {
     #[tokio::test]
     async fn a_panic_in_one_prediction_is_an_error_and_the_next_one_works() {
         let thread = PolicyThread::spawn(|| {
-            let predict: Predict = Box::new(|_, noise| match seed_of(&noise) {
+            let predict: Predict = Box::new(|request| match seed_of(request) {
                 0 => panic!("division by zero"),
                 seed => Ok(prediction(seed)),
             });
             Ok((predict, ()))
         })
         .unwrap();
-        let first = thread.predict(Observation::default(), Noise::Seed(0)).await;
+        let first = thread.predict(request(0)).await;
         assert!(first.unwrap_err().to_string().contains("division by zero"));
-        assert_eq!(thread.predict(Observation::default(), Noise::Seed(7)).await.unwrap().seed, Some(7));
+        assert_eq!(thread.predict(request(7)).await.unwrap().seed, Some(7));
     }
 
     #[tokio::test]
@@ -252,7 +257,7 @@ mod tests {
         let mut readiness = thread.readiness();
         let state = readiness.wait_for(|state| *state != Readiness::Loading).await.unwrap().clone();
         assert!(matches!(state, Readiness::Failed(reason) if reason.contains("no such file")));
-        let answer = thread.predict(Observation::default(), Noise::Seed(0)).await;
+        let answer = thread.predict(request(0)).await;
         assert!(matches!(answer, Err(PolicyError::Stopped)));
     }
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{
-        policy::{Noise, Policy, PolicyError, PolicyOptions, entropy_seed},
+        policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, entropy_seed},
         thread::{PolicyThread, Predict, Readiness},
     },
     processor::text::MAX_INSTRUCTION_CHARS,
@@ -117,9 +117,9 @@ pub fn load(options: &PolicyOptions) -> Result<(Predict, PolicyInfo), PolicyErro
     let mut policy = Policy::load(options)?;
     // The first prediction allocates and, on a GPU, compiles and tunes: not to be done in front of a moving robot.
     let blank = policy.processor().blank_observation();
-    policy.predict(&blank, Noise::Seed(0))?;
+    policy.predict(&PredictRequest::new(blank, Noise::Seed(0)))?;
     let info = PolicyInfo::of(&mut policy);
-    Ok((Box::new(move |observation, noise| policy.predict(observation, noise)), info))
+    Ok((Box::new(move |request| policy.predict(request)), info))
 }
 
 /// State that the node's tasks share.
@@ -354,7 +354,8 @@ impl Ticker {
         let sequence = self.shared.chunks.load(Ordering::Relaxed);
         let seed = self.first_seed.wrapping_add(sequence);
         let instruction = assembled.observation.instruction.clone();
-        let prediction = self.policy.predict(assembled.observation, Noise::Seed(seed)).await?;
+        let request = PredictRequest::new(assembled.observation, Noise::Seed(seed));
+        let prediction = self.policy.predict(request).await?;
         let stages = prediction.timing.stages();
         let trajectory = self.builder.joint_trajectory(&prediction.actions, assembled.image_stamp)?;
         let chunk = self.builder.action_chunk(

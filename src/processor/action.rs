@@ -44,6 +44,12 @@ pub enum ActionError {
     /// A value is not a number or infinite, on the way in or by overflow on the way out.
     #[error("action key {key}: expected finite values, found {value} at time step {row}, value {column}")]
     NotFinite { key: String, row: usize, column: usize, value: f64 },
+    /// Planned actions have another number of weights than rows.
+    #[error("weights of planned actions: expected one per time step, {expected}, found {found}")]
+    Weights { expected: usize, found: usize },
+    /// A weight of a planned action is none.
+    #[error("weights of planned actions: expected 0 to 1, found {weight} at time step {row}")]
+    Weight { row: usize, weight: f32 },
     /// Six rotation numbers that determine no rotation.
     #[error(
         "action key {key}, {whose}: expected six rotation numbers in two independent rows, found {rotation:?}"

@@ -6,8 +6,10 @@
 //! | [`text`] | instruction to prompt to token ids |
 //! | [`state`] | joint values to the normalised state vector |
 //! | [`action`] | normalised actions to physical ones and back |
+//! | [`guidance`] | planned actions as the target of guided denoising |
 
 pub mod action;
+pub mod guidance;
 pub mod image;
 mod normalisation;
 pub mod rotation;

@@ -1,12 +1,16 @@
 //! Whole ticks: every stored intermediate of every observation, in f32 and bf16.
 
 use groot_policy::model::{
-    policy::{Policy, PolicyOptions},
+    policy::{Noise, Policy, PolicyOptions, PredictRequest},
     probe::Probe,
     tokens::TokenLayout,
 };
-use groot_policy::processor::{ModelInputs, text::IMAGE_TOKEN_ID};
-use ndarray::{Array3, ArrayD, Axis, Ix3};
+use groot_policy::processor::{
+    ModelInputs,
+    guidance::{Guidance, PlannedActions},
+    text::IMAGE_TOKEN_ID,
+};
+use ndarray::{Array2, Array3, ArrayD, ArrayView2, Axis, Ix3, s};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -237,5 +241,109 @@ fn each_bf16_denoising_step_alone_is_reproduced_from_the_references_own_inputs()
             comparison.check(&name, &ours, &want, bf16_limit(&name, &want));
         }
         comparison.finish(&format!("{} step by step", info.name));
+    }
+}
+
+/// Guidance of every strength beside each other: the first rows frozen, the last free, one in between.
+#[test]
+fn guided_denoising_meets_its_target_where_it_is_frozen_and_changes_nothing_without_guidance() {
+    let fixture = Fixture::load();
+    for (info, kind) in
+        fixture.manifest.observations.iter().zip([Kind::Float, Kind::BFloat16].into_iter().cycle())
+    {
+        let mut policy = policy(&fixture, &info.embodiment_tag, kind);
+        let inputs = prepare(&fixture, info, &policy);
+        let noise = noise(&fixture.file(&format!("{}.inputs", info.name)));
+        let mut run = |guidance: Option<&Guidance>| {
+            policy.run_guided(&inputs, noise.view(), guidance, &mut Probe::off()).unwrap().0
+        };
+        let free = run(None);
+        assert_eq!(free, run(None));
+        let shape = (free.dim().1, free.dim().2);
+        let target =
+            Array2::from_shape_fn(shape, |(row, column)| ((row * 7 + column * 3) as f32 * 0.37).sin());
+        let of = |weight: &dyn Fn(usize) -> f32| {
+            let weights = Array2::from_shape_fn(shape, |(row, _)| weight(row));
+            Guidance { target: target.clone(), weights }
+        };
+        // The largest value of the noise and the actions bounds what rounding can do in a step.
+        let rounding = 8.0 * f32::EPSILON * free.iter().chain(&noise).fold(1f32, |most, v| most.max(v.abs()));
+        let apart = |a: ArrayView2<f32>, b: ArrayView2<f32>| {
+            a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+        };
+        for sample in run(Some(&of(&|_| 1.0))).outer_iter() {
+            assert!(apart(sample, target.view()) <= rounding, "{}", info.name);
+        }
+        let half = shape.0 / 2;
+        let guided = run(Some(&of(&|row| {
+            if row < half {
+                1.0
+            } else if row == half {
+                0.5
+            } else {
+                0.0
+            }
+        })));
+        for (sample, free) in guided.outer_iter().zip(free.outer_iter()) {
+            let rows = s![..half, ..];
+            assert!(apart(sample.slice(rows), target.slice(rows)) <= rounding, "{}", info.name);
+            let row = s![half..half + 1, ..];
+            let (pulled, alone) =
+                (apart(sample.slice(row), target.slice(row)), apart(free.slice(row), target.slice(row)));
+            assert!(pulled < alone, "{}: {pulled} {alone}", info.name);
+        }
+        if kind == Kind::Float {
+            let untied = run(Some(&of(&|_| 0.0)));
+            let worst = untied.iter().zip(&free).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(f64::from(worst) <= F32_LIMIT, "{}: {worst}", info.name);
+        }
+    }
+}
+
+#[test]
+fn guidance_of_another_shape_or_without_finite_values_is_refused() {
+    let fixture = Fixture::load();
+    let info = &fixture.manifest.observations[0];
+    let mut policy = policy(&fixture, &info.embodiment_tag, Kind::Float);
+    let inputs = prepare(&fixture, info, &policy);
+    let noise = noise(&fixture.file(&format!("{}.inputs", info.name)));
+    let shape = policy.noise_shape();
+    let zeros = || Array2::<f32>::zeros(shape);
+    for (target, weights, part) in [
+        (Array2::zeros((1, shape.1)), zeros(), "guidance target"),
+        (zeros(), Array2::zeros((shape.0, 1)), "guidance weights"),
+        (Array2::from_elem(shape, f32::NAN), zeros(), "found NaN"),
+    ] {
+        let guidance = Guidance { target, weights };
+        let answer = policy.run_guided(&inputs, noise.view(), Some(&guidance), &mut Probe::off());
+        let message = answer.unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+/// A plan that is the policy's own earlier prediction, asked for again from the same observation: frozen, it comes back.
+#[test]
+fn a_frozen_plan_comes_back_in_physical_units() {
+    let fixture = Fixture::load();
+    for info in &fixture.manifest.observations {
+        let mut policy = policy(&fixture, &info.embodiment_tag, Kind::Float);
+        for observation in observations(&fixture, info) {
+            let ask = |noise| PredictRequest::new(observation.clone(), noise);
+            let first = policy.predict(&ask(Noise::Seed(1))).unwrap();
+            let weights = vec![1.0; policy.processor().action().horizon()];
+            let planned = PlannedActions { actions: first.actions.iter().cloned().collect(), weights };
+            let request = PredictRequest { planned: Some(planned.clone()), ..ask(Noise::Seed(2)) };
+            let again = policy.predict(&request).unwrap();
+            let shape = policy.noise_shape();
+            // What the network's range can say of the plan, decoded: the plan itself but for what encoding clips.
+            let target =
+                policy.processor().action().guidance(&planned, &observation.state, shape).unwrap().target;
+            let expected = policy.processor().decode(target.view(), &observation.state).unwrap();
+            for ((key, values), (_, expected)) in again.actions.iter().zip(&expected) {
+                let largest = expected.iter().fold(1f32, |most, value| most.max(value.abs()));
+                let worst = values.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(worst <= 5e-5 * largest, "{} {key}: {worst}", info.name);
+            }
+        }
     }
 }

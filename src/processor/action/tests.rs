@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::processor::guidance::{Guidance, PlannedActions};
 
 type Arrays = BTreeMap<String, Array2<f32>>;
 
@@ -148,11 +149,7 @@ fn keys_columns_and_horizon_are_exposed() {
 
 #[test]
 fn encoding_is_relative_normalised_and_clipped_for_every_key() {
-    let actions = arrays([
-        ("hand", array![[2.0, 0.25], [9.0, 7.0]]),
-        ("arm", array![[10.5, 22.0], [10.0, 20.25]]),
-        ("base", array![[2.0, 4.0], [-9.0, 5.0]]),
-    ]);
+    let actions = physical();
     let encoded = processor().encode(&actions, &state()).unwrap();
     let expected = [
         // (x - 1) / 2 and kept, then clipped.
@@ -394,6 +391,67 @@ fn broken_actions_are_not_encoded() {
         let message = processor().encode(&actions, &state()).unwrap_err().to_string();
         assert!(message.starts_with("action key arm: ") && message.contains(part), "{message}");
     }
+}
+
+fn physical() -> Arrays {
+    arrays([
+        ("hand", array![[2.0, 0.25], [9.0, 7.0]]),
+        ("arm", array![[10.5, 22.0], [10.0, 20.25]]),
+        ("base", array![[2.0, 4.0], [-9.0, 5.0]]),
+    ])
+}
+
+fn planned(actions: Arrays, weights: &[f32]) -> PlannedActions {
+    PlannedActions { actions, weights: weights.to_vec() }
+}
+
+#[test]
+fn guidance_is_the_encoded_plan_with_padding_that_does_not_count() {
+    let guidance = processor().guidance(&planned(physical(), &[1.0, 0.25]), &state(), (3, 8)).unwrap();
+    // As `encode` has it: hand 2, arm 2, base 2, then padding; the third row is beyond the horizon.
+    let target = array![
+        [0.5, 0.25, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0],
+        [1.0, 1.0, 0.0, -0.5, -1.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    ];
+    let weights = array![
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0],
+        [0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    ];
+    assert_eq!(guidance, Guidance { target, weights });
+}
+
+#[test]
+fn guidance_refers_relative_actions_to_the_state_that_the_new_chunk_starts_from() {
+    let plan = planned(physical(), &[1.0, 1.0]);
+    let moved = arrays([("arm", array![[10.25, 21.0]]), ("wrist", array![[0.0, 0.0]])]);
+    let guidance = processor().guidance(&plan, &moved, (2, 6)).unwrap();
+    // Minus (10.25, 21): (0.25, 1) in [-1, 1] and [-2, 2]; (-0.25, -0.75) in [-4, 4] and [0, 1], the latter clipped.
+    assert_eq!(guidance.target.slice(s![.., 2..4]), array![[0.25, 0.5], [-0.0625, -1.0]]);
+    // So what can be said is said exactly, whatever the state; what cannot is the nearest value in range.
+    let decoded = processor().decode(guidance.target.view(), &moved).unwrap();
+    assert_eq!(decoded[1].1, array![[10.5, 22.0], [10.0, 21.0]]);
+}
+
+#[test]
+fn plans_that_do_not_fit_give_no_guidance() {
+    let guidance = |weights: &[f32], shape| {
+        processor().guidance(&planned(physical(), weights), &state(), shape).unwrap_err().to_string()
+    };
+    for (message, part) in [
+        (guidance(&[1.0], (2, 6)), "one per time step, 2, found 1"),
+        (guidance(&[1.0, 1.5], (2, 6)), "expected 0 to 1, found 1.5 at time step 1"),
+        (guidance(&[f32::NAN, 1.0], (2, 6)), "found NaN at time step 0"),
+        (guidance(&[1.0, 1.0], (1, 6)), "at least 2 x 6 (time steps x values), found 1 x 6"),
+        (guidance(&[1.0, 1.0], (2, 5)), "found 2 x 5"),
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    let mut missing = physical();
+    missing.remove("base");
+    let message = processor().guidance(&planned(missing, &[1.0, 1.0]), &state(), (2, 6)).unwrap_err();
+    assert_eq!(message.to_string(), "action key base is missing: found arm, hand");
 }
 
 proptest! {
