@@ -11,8 +11,9 @@ type Fields = Vec<(String, String)>;
 /// Fields and constants (`(name, value)`) of a definition in the language of `.msg` files.
 fn parse(definition: &str) -> (Fields, Vec<(String, u8)>) {
     let (mut fields, mut constants) = (Vec::new(), Vec::new());
-    for line in definition.lines().flat_map(|line| line.split(';')) {
-        let line = line.split('#').next().unwrap_or_default().trim();
+    // The standard ones stand on one line below, with semicolons.
+    let lines = definition.lines().map(|line| line.split('#').next().unwrap_or_default());
+    for line in lines.flat_map(|line| line.split(';')).map(str::trim) {
         let Some((kind, rest)) = line.split_once(char::is_whitespace) else {
             assert!(line.is_empty(), "no field: {line:?}");
             continue;

@@ -7,7 +7,7 @@
 //! | base | [`TwistOutput`], m/s and rad/s as REP 103 has them | zero, again and again | zero once |
 //!
 //! **A stop is not an empty trajectory.** That was ROS 1's way to cancel. The `joint_trajectory_controller` of ROS 2, from
-//! Humble on to this day, refuses a trajectory without points or without joint names with an error in its log, and goes on
+//! Humble to Rolling, refuses a trajectory without points or without joint names with an error in its log, and goes on
 //! with the one it has. What does stop it is a trajectory of one point, the pose it is at: it replaces the old one as a whole.
 //!
 //! A chunk passes [`TrajectoryBuilder::joint_trajectory`](super::trajectory::TrajectoryBuilder::joint_trajectory), then

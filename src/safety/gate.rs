@@ -446,7 +446,7 @@ mod tests {
         gate.request(Transition::Configure, &[]);
         assert!(!gate.change_state(3, "", &[]).success);
         assert_eq!(gate.state(), State::Inactive);
-        assert_eq!(gate.reset().success, false);
+        assert!(!gate.reset().success);
     }
 
     #[test]

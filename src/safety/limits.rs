@@ -11,7 +11,8 @@
 //! | step | moved from the pose before by at most the step | step clip |
 //!
 //! **Velocity and step win over position.** A joint that is found outside its positions is led back at the speed that the
-//! other limits allow, never further out: a jump does more harm than a moment outside. A joint that is inside stays inside.
+//! other limits allow, never further out: a jump does more harm than a moment outside. Until it is back, each command counts as
+//! a position clip. A joint that is inside stays inside.
 //!
 //! What is not a finite number is never clipped: the command is refused whole.
 
@@ -285,7 +286,8 @@ impl Limiter {
         Ok(())
     }
 
-    /// Takes the limits of the robot's URDF, instead of those of an earlier one. Up to some 100 ms for a large one.
+    /// Takes the limits of the robot's URDF, instead of those of an earlier one. The largest text that is accepted takes some
+    /// 100 ms: call it where it blocks nobody.
     ///
     /// Returns what deserves a line in the log: joints that the URDF does not have, and the like.
     ///

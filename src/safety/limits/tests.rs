@@ -274,7 +274,7 @@ proptest! {
     }
 
     #[test]
-    fn limiting_what_is_limited_changes_and_counts_nothing(
+    fn limiting_what_is_limited_changes_nothing_and_counts_only_a_joint_that_is_still_outside(
         limits in any_limits(), from in position(), to in position(), milliseconds in 0u64..100_000,
     ) {
         let mut limiter = limiter(&[("elbow", limits)]);
@@ -283,7 +283,7 @@ proptest! {
         let once = pose;
         let again = limiter.apply(previous(&[from], milliseconds), &mut pose).unwrap();
         prop_assert_eq!(pose, once);
-        prop_assert!(!again.any());
+        prop_assert!(!again.any() || outside(&limits, once[0]) > 0.0);
     }
 
     #[test]
