@@ -10,8 +10,9 @@
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport |
+//! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
 //! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
-//! | [`node`] | configuration, observation assembly, the policy node | `ros`, `model` |
+//! | [`node`] | configuration, observation assembly, the policy node | `ros`, `safety`, `model` |
 //!
 //! One direction: the core (`observation`, `checkpoint`, `processor`, `motion`) knows neither ROS nor CUDA (of ROS
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
@@ -22,6 +23,7 @@ pub mod node;
 pub mod observation;
 pub mod processor;
 pub mod ros;
+pub mod safety;
 pub mod synthetic;
 
 #[cfg(feature = "torch")]

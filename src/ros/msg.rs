@@ -58,6 +58,114 @@ messages! {
             /// The text.
             data: std::string::String,
         }
+        /// A truth value, e.g. of an e-stop.
+        Bool {
+            /// The value.
+            data: bool,
+        }
+        /// One dimension of a [`MultiArrayLayout`].
+        MultiArrayDimension {
+            /// What the dimension is.
+            label: std::string::String,
+            /// Its length.
+            size: u32,
+            /// Values from one element of the dimension before to the next.
+            stride: u32,
+        }
+        /// The shape of a [`Float64MultiArray`].
+        MultiArrayLayout {
+            /// Dimensions, outermost first.
+            dim: Vec<MultiArrayDimension>,
+            /// Values before the first one that counts.
+            data_offset: u32,
+        }
+        /// Numbers, e.g. the positions of a forward command controller.
+        Float64MultiArray {
+            /// Shape; controllers of one list of joints do not look at it.
+            layout: MultiArrayLayout,
+            /// The numbers.
+            data: Vec<f64>,
+        }
+    }
+    "rosgraph_msgs" {
+        /// The time of a simulation.
+        Clock {
+            /// Now.
+            clock: Time,
+        }
+    }
+    "geometry_msgs" {
+        /// A vector.
+        Vector3 {
+            /// Forwards.
+            x: f64,
+            /// To the left.
+            y: f64,
+            /// Upwards.
+            z: f64,
+        }
+        /// A velocity.
+        Twist {
+            /// m/s.
+            linear: Vector3,
+            /// rad/s, about the axes.
+            angular: Vector3,
+        }
+        /// A velocity with its time and frame.
+        TwistStamped {
+            /// When it was commanded, and the frame it is in.
+            header: Header,
+            /// The velocity.
+            twist: Twist,
+        }
+    }
+    "diagnostic_msgs" {
+        /// A name and a value, both text.
+        KeyValue {
+            /// The name.
+            key: std::string::String,
+            /// The value.
+            value: std::string::String,
+        }
+        /// How one part of a node fares.
+        DiagnosticStatus {
+            /// One of the constants.
+            level: u8,
+            /// The part, e.g. `policy_node: inputs`.
+            name: std::string::String,
+            /// In one sentence.
+            message: std::string::String,
+            /// The device, where there is one.
+            hardware_id: std::string::String,
+            /// In figures.
+            values: Vec<KeyValue>,
+        }
+        /// How a node fares.
+        DiagnosticArray {
+            /// When this was so.
+            header: Header,
+            /// Part by part.
+            status: Vec<DiagnosticStatus>,
+        }
+    }
+    "rcl_interfaces" {
+        /// A line of a node's log, as `/rosout` carries it.
+        Log {
+            /// When it was written.
+            stamp: Time,
+            /// One of the constants.
+            level: u8,
+            /// The logger: the node's name, with dots for slashes.
+            name: std::string::String,
+            /// The line.
+            msg: std::string::String,
+            /// Source file.
+            file: std::string::String,
+            /// Function or module.
+            function: std::string::String,
+            /// Line in the source file.
+            line: u32,
+        }
     }
     "sensor_msgs" {
         /// An uncompressed image.
@@ -168,7 +276,142 @@ messages! {
             /// Timing of the tick that made the chunk.
             timing: Vec<StageTiming>,
         }
+        /// How long one stage took over the last ticks.
+        StageLatency {
+            /// Stage name, as in [`StageTiming`].
+            stage: std::string::String,
+            /// Ticks that the figures are of.
+            samples: u32,
+            /// Median, in milliseconds.
+            p50: f32,
+            /// Of a hundred ticks, one takes longer; in milliseconds.
+            p99: f32,
+        }
+        /// How one input fares; counts are since the start.
+        InputStatus {
+            /// `camera` and its key, or `joint states`.
+            name: std::string::String,
+            /// Milliseconds since the newest sample; -1 where there is none yet.
+            age: f32,
+            /// Greatest age, in milliseconds.
+            max_age: f32,
+            /// Whether it is fresh enough.
+            fresh: bool,
+            /// Messages.
+            received: u64,
+            /// Messages that were no use.
+            refused: u64,
+            /// Messages that newer ones pushed out before they were read.
+            overwritten: u64,
+            /// Messages that came after newer ones.
+            out_of_order: u64,
+            /// Messages with a stamp that was there already.
+            duplicates: u64,
+            /// Times that the publisher's clock was set back.
+            clock_jumps: u64,
+            /// Why the last refused message was refused.
+            last_error: std::string::String,
+        }
+        /// How often commands for one joint were clipped since the start.
+        JointClips {
+            /// The joint.
+            joint: std::string::String,
+            /// Commands outside the positions.
+            position: u64,
+            /// Commands that were too fast.
+            velocity: u64,
+            /// Commands that were too far from the one before.
+            step: u64,
+        }
+        /// How the policy node fares; counts are since the start.
+        PolicyStatus {
+            /// When this was so; `frame_id` is empty.
+            header: Header,
+            /// Lifecycle state, an id of `lifecycle_msgs/State`.
+            state: u8,
+            /// Whether the robot is being commanded.
+            commanding: bool,
+            /// Whether commands go to the dry-run topics only.
+            dry_run: bool,
+            /// Whether an e-stop is latched.
+            estop: bool,
+            /// One of the `WATCHDOG_` constants.
+            watchdog: u8,
+            /// Why the watchdog holds or stops; else empty.
+            watchdog_reason: std::string::String,
+            /// How one chunk follows another, e.g. `blend`.
+            handover: std::string::String,
+            /// What carries the messages.
+            transport: std::string::String,
+            /// What computes the chunks, and where.
+            engine: std::string::String,
+            /// Tag of the embodiment.
+            embodiment: std::string::String,
+            /// Instruction in force, before formalisation.
+            instruction: std::string::String,
+            /// Chunks per second that are asked for.
+            requested_rate: f32,
+            /// Chunks per second in the last window.
+            rate: f32,
+            /// Chunks.
+            chunks: u64,
+            /// Ticks that failed.
+            failed: u64,
+            /// Ticks without an observation: an input had not come yet.
+            blocked_waiting: u64,
+            /// An input was too old, or from the future.
+            blocked_stale: u64,
+            /// Stamps lay too far apart.
+            blocked_skewed: u64,
+            /// No frame could be decoded.
+            blocked_undecodable: u64,
+            /// Chunks that were dropped because a value was not finite.
+            dropped_not_finite: u64,
+            /// Chunks that were dropped because they came too late.
+            dropped_late: u64,
+            /// Latency by stage.
+            latency: Vec<StageLatency>,
+            /// Inputs, cameras first.
+            inputs: Vec<InputStatus>,
+            /// Clips, by joint.
+            clips: Vec<JointClips>,
+            /// What went wrong last; empty where nothing did.
+            last_error: std::string::String,
+        }
     }
+}
+
+impl DiagnosticStatus {
+    /// All is well.
+    pub const OK: u8 = 0;
+    /// Something deserves a look.
+    pub const WARN: u8 = 1;
+    /// Something does not work.
+    pub const ERROR: u8 = 2;
+    /// Nothing is known.
+    pub const STALE: u8 = 3;
+}
+
+impl Log {
+    /// Of interest to who looks for a fault.
+    pub const DEBUG: u8 = 10;
+    /// Of interest to the operator.
+    pub const INFO: u8 = 20;
+    /// Something deserves a look.
+    pub const WARN: u8 = 30;
+    /// Something does not work.
+    pub const ERROR: u8 = 40;
+    /// The node ends.
+    pub const FATAL: u8 = 50;
+}
+
+impl PolicyStatus {
+    /// Chunks are followed.
+    pub const WATCHDOG_OK: u8 = 0;
+    /// The last safe pose is held.
+    pub const WATCHDOG_HOLD: u8 = 1;
+    /// Nothing is commanded.
+    pub const WATCHDOG_STOP: u8 = 2;
 }
 
 impl Time {

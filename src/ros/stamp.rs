@@ -47,6 +47,16 @@ impl std::ops::Sub<Duration> for Stamp {
     }
 }
 
+impl std::ops::Add<&msg::Duration> for Stamp {
+    type Output = Self;
+
+    /// A message's span may be negative; any `nanosec` is taken at its value.
+    fn add(self, span: &msg::Duration) -> Self {
+        // At most 2³¹·10⁹ + 2³², far from the end of i64.
+        Self(self.0.saturating_add(i64::from(span.sec) * NANOSECONDS + i64::from(span.nanosec)))
+    }
+}
+
 impl From<&msg::Time> for Stamp {
     /// Any `nanosec` is taken at its value, also one that breaks the rule of staying below 10⁹.
     fn from(time: &msg::Time) -> Self {
@@ -118,6 +128,14 @@ mod tests {
     #[test]
     fn a_broken_nanosecond_field_is_taken_at_its_value() {
         assert_eq!(Stamp::from(&msg::Time { sec: 1, nanosec: 2_500_000_000 }), Stamp(3_500_000_000));
+    }
+
+    #[test]
+    fn a_span_of_a_message_may_lead_backwards() {
+        let span = |sec, nanosec| msg::Duration { sec, nanosec };
+        assert_eq!(Stamp(5) + &span(1, 7), Stamp(1_000_000_012));
+        assert_eq!(Stamp(0) + &span(-1, 999_999_999), Stamp(-1));
+        assert_eq!(Stamp(i64::MAX) + &span(1, 0), Stamp(i64::MAX));
     }
 
     #[test]
