@@ -1,12 +1,18 @@
 //! The policy node.
 //!
 //! Its parts without ROS and clocks: [`config`] (what it is told), [`assembly`] (messages to observations),
-//! [`trajectory`] (actions to messages) and [`status`] (what it says on the terminal). `policy` wires them to the
-//! transport and the model.
+//! [`trajectory`] (actions to messages), [`parameter_store`] (its parameters, read and changed from outside) and
+//! [`status`] (what it says on the terminal). `parameter_server` and `lifecycle_services` offer services, `policy` wires
+//! everything to the transport and the model.
 
 pub mod arguments;
 pub mod assembly;
 pub mod config;
+#[cfg(feature = "dds")]
+pub mod lifecycle_services;
+#[cfg(feature = "dds")]
+pub mod parameter_server;
+pub mod parameter_store;
 #[cfg(all(feature = "torch", feature = "dds"))]
 pub mod policy;
 pub mod status;
