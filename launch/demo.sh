@@ -12,7 +12,7 @@ cat <<'TEXT'
  The trajectories are on the topic /policy_node/joint_trajectory, for ROS 2 nodes too. Ctrl-C ends the demo.
 TEXT
 
-$bin/synthetic_robot --quiet &
+$bin/synthetic_robot >target/synthetic_robot.log 2>&1 &
 robot=$!
 trap 'kill $robot 2>/dev/null || true; wait $robot 2>/dev/null || true' EXIT
 if [ "$seconds" -gt 0 ]; then

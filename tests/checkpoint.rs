@@ -172,6 +172,8 @@ fn the_real_models_6_gigabytes_open_without_being_read() {
     let dir = TempDir::new().unwrap();
     let config =
         json!({"max_state_dim": 128, "max_action_dim": 128, "action_horizon": 50, "state_dropout_prob": 0.8});
+    copy_side_files(&tiny_checkpoint(), dir.path());
+    fs::remove_file(dir.path().join("eagle_config.json")).unwrap();
     write_json(&dir.path().join("config.json"), &config);
     let model = ModelConfig::from_file(&dir.path().join("config.json")).unwrap();
     let (mut header, mut end) = (Map::new(), 0);

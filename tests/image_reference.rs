@@ -50,7 +50,6 @@ fn random_size(rng: &mut ChaCha8Rng, edge: u32) -> (u32, u32) {
 }
 
 #[test]
-#[ignore = "needs Python with OpenCV and Pillow: see tests/reference/preprocess.py"]
 fn every_stage_equals_opencv_and_pillow_on_random_frames() {
     let mut reference = Reference::start().unwrap_or_else(|e| panic!("{e}"));
     let cases = std::env::var("GROOT_REFERENCE_CASES").map_or(300, |n| n.parse().unwrap());

@@ -74,7 +74,7 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
     let name = NodeName::new(&options.namespace, &options.name)?;
     let config = NodeConfig::load_for(&name.qualified(), &arguments.params_files, &arguments.parameters)?;
     if print_parameters {
-        print!("{}", effective_yaml(&name.qualified(), &config.parameters)?);
+        print!("{}", effective_yaml(&name.qualified(), &config));
         return Ok(());
     }
     let level = arguments.log_level.clone().or_else(|| std::env::var("RUST_LOG").ok());

@@ -9,10 +9,8 @@ use image::RgbImage;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-pub const HOW_TO_INSTALL: &str = "the comparison needs Python with OpenCV and Pillow:\n    \
-    python3 -m venv .venv-bench\n    \
-    .venv-bench/bin/pip install numpy opencv-python-headless==4.11.0.86 pillow==12.1.1\n\
-    or name another Python that has them in GROOT_REFERENCE_PYTHON";
+pub const HOW_TO_INSTALL: &str =
+    "run `make setup`, or name a Python that has NumPy, OpenCV and Pillow in GROOT_TEST_PYTHON";
 
 pub struct Reference {
     /// Versions of what it runs on.
@@ -29,11 +27,11 @@ pub struct Timing {
 }
 
 impl Reference {
-    /// Starts it on the Python that `GROOT_REFERENCE_PYTHON` names, otherwise on the one in `.venv-bench`.
+    /// Starts it on the Python that `GROOT_TEST_PYTHON` names, otherwise on the one that the set-up made.
     pub fn start() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = std::env::var_os("GROOT_REFERENCE_PYTHON")
-            .map_or_else(|| root.join(".venv-bench/bin/python"), PathBuf::from);
+        let python = std::env::var_os("GROOT_TEST_PYTHON")
+            .map_or_else(|| root.join(".venv/bin/python"), PathBuf::from);
         let mut process = Command::new(&python)
             .arg(root.join("tests/reference/preprocess.py"))
             .stdin(Stdio::piped())

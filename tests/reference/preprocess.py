@@ -1,7 +1,6 @@
 """The reference's image chain, for comparison: the same steps with OpenCV and Pillow.
 
-    python3 -m venv .venv-bench
-    .venv-bench/bin/pip install numpy opencv-python-headless==4.11.0.86 pillow==12.1.1
+`make setup` installs them.
 
 `tests/image_reference.rs` and `benches/preprocess.rs` start this script and talk to it. Its first line of output names
 the versions. Then it answers requests, each one line followed by the frame (uint8 RGB, height x width x 3):

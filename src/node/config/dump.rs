@@ -1,82 +1,118 @@
 //! The parameters in force, as a parameter file that would give them again.
 
-use serde_yaml::{Mapping, Value};
+use std::fmt::Write as _;
+use std::path::Path;
 
-use super::{ParameterValue, Parameters};
+use super::{NodeConfig, ParameterValue};
 
-/// A parameter file for the node with the fully qualified name `node`, as `ros2 param dump` writes it.
-///
-/// # Errors
-/// None is known: every parameter has a form in YAML.
-pub fn effective_yaml(node: &str, parameters: &Parameters) -> Result<String, serde_yaml::Error> {
-    let mut root = Mapping::new();
-    for (name, value) in parameters.iter() {
-        // `a.b.c` becomes three levels of mappings.
-        let mut level = &mut root;
-        let mut parts = name.split('.').peekable();
-        while let Some(part) = parts.next() {
-            if parts.peek().is_none() {
-                level.insert(part.into(), yaml(value));
-                break;
-            }
-            let next = level.entry(part.into()).or_insert_with(|| Value::Mapping(Mapping::new()));
-            match next {
-                Value::Mapping(mapping) => level = mapping,
-                // A parameter and a group of one name cannot both be in the table.
-                _ => break,
-            }
+/// A parameter file for the node with the fully qualified name `node`. Paths are absolute, so that it can be kept anywhere.
+pub fn effective_yaml(node: &str, config: &NodeConfig) -> String {
+    let checkpoint = &config.checkpoint;
+    let paths: [(&str, Option<&Path>); 3] = [
+        ("checkpoint.path", Some(&checkpoint.path)),
+        ("checkpoint.tokenizer", checkpoint.tokenizer.as_deref()),
+        ("checkpoint.eagle_config", checkpoint.eagle_config.as_deref()),
+    ];
+    let mut yaml = format!("{}:\n  ros__parameters:\n", quoted(node));
+    let mut open: Vec<&str> = Vec::new();
+    for (name, value) in config.parameters.iter() {
+        let mut groups: Vec<&str> = name.split('.').collect();
+        // `split` gives at least one part.
+        let field = groups.pop().unwrap_or_default();
+        // Names come in alphabetical order, so that a group's parameters stand together.
+        let shared = open.iter().zip(&groups).take_while(|(a, b)| a == b).count();
+        for (depth, group) in groups.iter().enumerate().skip(shared) {
+            let _ = writeln!(yaml, "{}{}:", indent(depth), quoted(group));
         }
+        let path = paths.iter().find_map(|(path, value)| if *path == name { *value } else { None });
+        let text = match path.and_then(|path| std::path::absolute(path).ok()) {
+            Some(path) => quoted(&path.to_string_lossy()),
+            None => scalar_or_list(value),
+        };
+        let _ = writeln!(yaml, "{}{}: {text}", indent(groups.len()), quoted(field));
+        open = groups;
     }
-    let mut section = Mapping::new();
-    section.insert("ros__parameters".into(), Value::Mapping(root));
-    let mut file = Mapping::new();
-    file.insert(node.into(), Value::Mapping(section));
-    serde_yaml::to_string(&file)
+    yaml
 }
 
-fn yaml(value: &ParameterValue) -> Value {
-    fn list<T: Clone + Into<Value>>(values: &[T]) -> Value {
-        Value::Sequence(values.iter().cloned().map(Into::into).collect())
+fn indent(depth: usize) -> String {
+    " ".repeat(4 + 2 * depth)
+}
+
+fn scalar_or_list(value: &ParameterValue) -> String {
+    fn list<T>(values: &[T], show: impl Fn(&T) -> String) -> String {
+        format!("[{}]", values.iter().map(show).collect::<Vec<_>>().join(", "))
     }
     match value {
-        ParameterValue::Bool(value) => (*value).into(),
-        ParameterValue::Integer(value) => (*value).into(),
-        ParameterValue::Double(value) => (*value).into(),
-        ParameterValue::String(value) => value.as_str().into(),
-        ParameterValue::BoolArray(values) => list(values),
-        ParameterValue::IntegerArray(values) => list(values),
-        ParameterValue::DoubleArray(values) => list(values),
-        ParameterValue::StringArray(values) => list(values),
-        ParameterValue::EmptyArray => Value::Sequence(Vec::new()),
+        ParameterValue::Bool(value) => value.to_string(),
+        ParameterValue::Integer(value) => value.to_string(),
+        ParameterValue::Double(value) => double(value),
+        ParameterValue::String(value) => quoted(value),
+        ParameterValue::BoolArray(values) => list(values, bool::to_string),
+        ParameterValue::IntegerArray(values) => list(values, i64::to_string),
+        ParameterValue::DoubleArray(values) => list(values, double),
+        ParameterValue::StringArray(values) => list(values, |value| quoted(value)),
+        ParameterValue::EmptyArray => "[]".to_owned(),
     }
+}
+
+/// Always with a point or an exponent, so that it is read as a double again.
+fn double(value: &f64) -> String {
+    match *value {
+        value if value.is_nan() => ".nan".to_owned(),
+        f64::INFINITY => ".inf".to_owned(),
+        f64::NEG_INFINITY => "-.inf".to_owned(),
+        value => format!("{value:?}"),
+    }
+}
+
+/// Bare where every reader takes it for text, else in JSON's quotation marks, which are YAML's too.
+fn quoted(text: &str) -> String {
+    let bare = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_/".contains(c))
+        && ParameterValue::from_plain(text) == ParameterValue::String(text.to_owned())
+        && !matches!(text.to_ascii_lowercase().as_str(), "null" | "inf" | "nan" | "infinity");
+    if bare { text.to_owned() } else { serde_json::Value::from(text).to_string() }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::PathBuf;
 
     use super::*;
-    use crate::node::config::NodeConfig;
+
+    fn demo() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.yaml")
+    }
 
     #[test]
-    fn what_is_dumped_gives_the_same_parameters_when_it_is_loaded() {
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.yaml");
+    fn what_is_dumped_gives_the_same_configuration_when_it_is_loaded() {
         for text in
             ["on", "yes", "12", "0x10", "1e3", "~", "null", "a: b", "# no comment", " spaces ", "é\n\"'"]
         {
             let overrides =
                 [("instruction".to_owned(), format!("{text:?}")), ("rate".to_owned(), "2".to_owned())];
-            let config = NodeConfig::load(std::slice::from_ref(&demo), &overrides).unwrap();
-            let dumped = effective_yaml("/policy_node", &config.parameters).unwrap();
+            let config = NodeConfig::load(&[demo()], &overrides).unwrap();
+            let dumped = effective_yaml("/policy_node", &config);
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("dump.yaml");
             std::fs::write(&file, &dumped).unwrap();
             let again = NodeConfig::load(&[file], &[]).unwrap_or_else(|e| panic!("{e}\n{dumped}"));
-            let all = |config: &NodeConfig| -> Vec<_> {
-                config.parameters.iter().map(|(n, v)| (n.to_owned(), v.clone())).collect()
-            };
-            assert_eq!(all(&again), all(&config), "{dumped}");
+            assert_eq!(effective_yaml("/policy_node", &again), dumped);
             assert_eq!(again.instruction, text);
+            assert_eq!(again.state, config.state);
+            assert!(again.checkpoint.path.is_absolute() && again.checkpoint.path.is_dir());
         }
+    }
+
+    #[test]
+    fn other_yaml_readers_see_the_same_values() {
+        let config = NodeConfig::load(&[demo()], &[("instruction".to_owned(), "'on'".to_owned())]).unwrap();
+        let yaml: serde_yaml::Value = serde_yaml::from_str(&effective_yaml("/policy_node", &config)).unwrap();
+        let parameters = &yaml["/policy_node"]["ros__parameters"];
+        assert_eq!(parameters["instruction"], "on");
+        assert_eq!(parameters["cameras"]["front"]["topic"], "/front/image_raw");
+        assert_eq!(parameters["state"]["gripper"]["joints"][1], "gripper_joint_2");
+        assert_eq!(parameters["rate"], 5.0);
     }
 }

@@ -54,7 +54,8 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             C::None,
             "",
             STATIC,
-            "Configuration file of the Eagle backbone. Empty: the built-in one of the 3B model.",
+            "Configuration file of the Eagle backbone. Empty: `eagle_config.json` in the checkpoint where there is one, else \
+             the built-in one of the 3B model.",
         ),
         parameter(
             "embodiment",
@@ -351,13 +352,19 @@ mod tests {
         }
     }
 
+    /// `GROOT_UPDATE_README=1` writes the table there.
     #[test]
     fn the_readme_shows_the_table_as_it_is() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-        let Ok(readme) = std::fs::read_to_string(path) else { return };
-        let (_, rest) =
-            readme.split_once("<!-- parameters:begin -->\n").expect("the marker of the beginning");
-        let (table, _) = rest.split_once("<!-- parameters:end -->").expect("the marker of the end");
-        assert_eq!(table.trim(), markdown_table().trim());
+        let readme = std::fs::read_to_string(&path).unwrap();
+        let begin = "<!-- parameters:begin -->\n";
+        let (before, rest) = readme.split_once(begin).expect("the marker of the beginning");
+        let (table, after) = rest.split_once("<!-- parameters:end -->").expect("the marker of the end");
+        if std::env::var_os("GROOT_UPDATE_README").is_some() {
+            let text = format!("{before}{begin}{}<!-- parameters:end -->{after}", markdown_table());
+            std::fs::write(path, text).unwrap();
+        } else {
+            assert_eq!(table, markdown_table(), "run this test with GROOT_UPDATE_README=1");
+        }
     }
 }
