@@ -23,6 +23,7 @@ Options:
   -p NAME:=VALUE         one parameter; wins over the files
   -r __node:=NAME        name of the node [default: policy_node]
   -r __ns:=NAMESPACE     namespace of the node
+  -r FROM:=TO            another name for a topic or service
   --log-level LEVEL      error, warn, info, debug, trace, or tracing directives [default: info]
   --print-parameters     print the parameters in force as YAML and stop
   -h, --help             print this
@@ -67,6 +68,7 @@ fn usage(problem: &str) -> ExitCode {
 fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()> {
     let options = NodeOptions {
         namespace: arguments.namespace.clone().unwrap_or_default(),
+        remaps: arguments.remaps.clone(),
         ..NodeOptions::new(arguments.node_name.as_deref().unwrap_or("policy_node"))
     };
     let name = NodeName::new(&options.namespace, &options.name)?;
@@ -85,7 +87,11 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
-        let node = RosNode::new(&NodeOptions { domain_id: config.domain_id, ..options })?;
+        let node = RosNode::new(&NodeOptions {
+            domain_id: config.domain_id,
+            use_sim_time: config.use_sim_time,
+            ..options
+        })?;
         let stop = async {
             if let Err(error) = shutdown_signal().await {
                 tracing::error!("cannot listen for signals: {error}");

@@ -1,7 +1,7 @@
 //! The command line that ROS 2 gives its nodes.
 //!
-//! `ros2 run` and `ros2 launch` pass `--ros-args -r __node:=name -r __ns:=/ns --params-file f.yaml -p name:=value --`; the
-//! same options work without `--ros-args`, for people.
+//! `ros2 run` and `ros2 launch` pass `--ros-args -r __node:=name -r __ns:=/ns -r from:=to --params-file f.yaml
+//! -p name:=value --`; the same options work without `--ros-args`, for people.
 
 use std::path::PathBuf;
 
@@ -18,6 +18,8 @@ pub struct RosArguments {
     pub namespace: Option<String>,
     /// Parameter files, in order.
     pub params_files: Vec<PathBuf>,
+    /// Topics and services with what stands in their place, in order.
+    pub remaps: Vec<(String, String)>,
     /// Single parameters, in order.
     pub parameters: Vec<(String, String)>,
     /// Directives for the log, e.g. `debug`.
@@ -37,8 +39,8 @@ pub enum ArgumentError {
         /// What it wants.
         expected: &'static str,
     },
-    /// A remapping that is not supported or not one.
-    #[error("{option} {found}: expected __node:=<name> or __ns:=<namespace>; topics are set by parameters")]
+    /// A remapping that is none.
+    #[error("{option} {found}: expected <name>:=<name>, __node:=<name> or __ns:=<namespace>")]
     Remap {
         /// The option.
         option: String,
@@ -83,10 +85,17 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<RosArguments
                 parsed.parameters.push(parameter);
             }
             "-r" | "--remap" => {
-                let found = value("__node:=<name> or __ns:=<namespace>")?;
+                let found = value("<name>:=<name>, __node:=<name> or __ns:=<namespace>")?;
                 match found.split_once(":=") {
                     Some(("__node" | "__name", name)) => parsed.node_name = Some(name.to_owned()),
                     Some(("__ns", namespace)) => parsed.namespace = Some(namespace.to_owned()),
+                    // Limited to one node of a process, or to topics or services, by a colon: we are one node.
+                    Some((from, _)) if from.contains(':') || from.starts_with("__") => {
+                        return Err(ArgumentError::Remap { option: argument, found });
+                    }
+                    Some((from, to)) if !from.is_empty() && !to.is_empty() => {
+                        parsed.remaps.push((from.to_owned(), to.to_owned()));
+                    }
                     _ => return Err(ArgumentError::Remap { option: argument, found }),
                 }
             }
@@ -108,13 +117,16 @@ mod tests {
     fn what_ros2_launch_passes_is_understood() {
         let parsed = parse_line(
             "--ros-args -r __node:=arm --params-file a.yaml -r __ns:=/robot --params-file b.yaml -p rate:=2.5 \
-             --log-level debug -- --help",
+             -r image:=/camera/image --remap ~/status:=status --log-level debug -- --help",
         )
         .unwrap();
         let expected = RosArguments {
             node_name: Some("arm".to_owned()),
             namespace: Some("/robot".to_owned()),
             params_files: vec!["a.yaml".into(), "b.yaml".into()],
+            remaps: [("image", "/camera/image"), ("~/status", "status")]
+                .map(|(from, to)| (from.to_owned(), to.to_owned()))
+                .to_vec(),
             parameters: vec![("rate".to_owned(), "2.5".to_owned())],
             log_level: Some("debug".to_owned()),
             rest: vec!["--help".to_owned()],
@@ -127,7 +139,10 @@ mod tests {
         for (line, parts) in [
             ("--params-file", ["--params-file", "a YAML file"]),
             ("-p rate", ["-p rate", ":="]),
-            ("-r image:=camera", ["-r image:=camera", "__ns:="]),
+            ("-r image=camera", ["-r image=camera", "<name>:=<name>"]),
+            ("-r image:=", ["-r image:=", "<name>:=<name>"]),
+            ("-r other_node:image:=camera", ["other_node:image:=camera", "<name>:=<name>"]),
+            ("-r __log:=x", ["-r __log:=x", "__ns:="]),
         ] {
             let error = parse_line(line).unwrap_err().to_string();
             for part in parts {

@@ -1,14 +1,20 @@
 //! The policy node.
 //!
 //! Its parts without ROS and clocks: [`config`] (what it is told), [`assembly`] (messages to observations),
-//! [`trajectory`] (actions to messages), [`outputs`] (what controllers follow), [`status`] (what it says on the terminal)
-//! and [`diagnostics`] (what it says to other nodes). `policy` wires them to the transport and the model.
+//! [`trajectory`] (actions to messages), [`outputs`] (what controllers follow), [`parameter_store`] (its parameters, read
+//! and changed from outside), [`status`] (what it says on the terminal) and [`diagnostics`] (what it says to other nodes).
+//! `parameter_server` and `lifecycle_services` offer services, `policy` wires everything to the transport and the model.
 
 pub mod arguments;
 pub mod assembly;
 pub mod config;
 pub mod diagnostics;
+#[cfg(feature = "dds")]
+pub mod lifecycle_services;
 pub mod outputs;
+#[cfg(feature = "dds")]
+pub mod parameter_server;
+pub mod parameter_store;
 #[cfg(all(feature = "torch", feature = "dds"))]
 pub mod policy;
 pub mod status;

@@ -2,6 +2,10 @@
 
 pub mod image;
 pub mod msg;
+pub mod parameters;
+#[cfg(feature = "dds")]
+pub mod rosout;
+pub mod srv;
 pub mod stamp;
 pub mod transport;
 

@@ -27,6 +27,7 @@ macro_rules! messages {
         }
     )*)*};
 }
+pub(super) use messages;
 
 messages! {
     "builtin_interfaces" {

@@ -6,16 +6,18 @@ the loopback interface. Ends with its standard input.
 
 | command | fields | does |
 |---|---|---|
-| publisher | topic, type, qos | announces a publisher |
+| publisher | topic, type, qos, prefix | announces a publisher, of a service's topic with the prefix "rq" (rt) |
 | subscriber | topic, type, qos, keep | subscribes, keeping the newest `keep` messages (100) |
 | matched | topic, count, timeout | waits until the topic's publisher or subscriber has `count` (1) peers |
 | publish | topic, message | publishes once |
 | repeat | topic, message, rate, restamp | publishes in the background; with restamp, header.stamp is the time of sending |
 | stop | topic | ends `repeat`, answers how many were "sent" |
 | take | topic, count, timeout | waits for `count` (1) messages, answers them as "messages", oldest first |
+| call | service, type, request, mapping, timeout | calls a service once, as rmw_cyclonedds does or with `mapping` "basic", answers its "response" |
 | endpoints | topic, count, timeout | waits for `count` (1) other publishers and subscribers, answers them as "endpoints" |
 
-Topics and types are ROS names (/joint_states, sensor_msgs/Image); qos is sensor_data, reliable or latched. A message is
+Topics, services and types are ROS names (/joint_states, sensor_msgs/Image, std_srvs/Trigger); qos is sensor_data, reliable, latched or
+transient_local (latched, with more than one message). A message is
 an object with all its fields, except that bytes are {"base64": "..."}, in commands also {"file": "path"}, and that a
 float which is not finite is null.
 """
@@ -28,6 +30,7 @@ import os
 import sys
 import threading
 import time
+import types
 import typing
 
 # Found on loopback without multicast: participants announce themselves to the well-known ports of this machine.
@@ -49,7 +52,7 @@ from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, B
 from cyclonedds.core import Policy, Qos
 from cyclonedds.domain import DomainParticipant
 from cyclonedds.idl import IdlStruct
-from cyclonedds.idl.types import float32, float64, int32, sequence, uint8, uint32, uint64
+from cyclonedds.idl.types import array, float32, float64, int32, int64, sequence, uint8, uint32, uint64
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
@@ -154,6 +157,108 @@ class ActionChunk(IdlStruct, typename="groot_policy.msg.dds_.ActionChunk_"):
     timing: sequence[StageTiming]
 
 
+@dataclasses.dataclass
+class Clock(IdlStruct, typename="rosgraph_msgs.msg.dds_.Clock_"):
+    clock: Time
+
+
+@dataclasses.dataclass
+class Log(IdlStruct, typename="rcl_interfaces.msg.dds_.Log_"):
+    stamp: Time
+    level: uint8
+    name: str
+    msg: str
+    file: str
+    function: str
+    line: uint32
+
+
+@dataclasses.dataclass
+class ParameterValue(IdlStruct, typename="rcl_interfaces.msg.dds_.ParameterValue_"):
+    type: uint8
+    bool_value: bool
+    integer_value: int64
+    double_value: float64
+    string_value: str
+    byte_array_value: sequence[uint8]
+    bool_array_value: sequence[bool]
+    integer_array_value: sequence[int64]
+    double_array_value: sequence[float64]
+    string_array_value: sequence[str]
+
+
+@dataclasses.dataclass
+class Parameter(IdlStruct, typename="rcl_interfaces.msg.dds_.Parameter_"):
+    name: str
+    value: ParameterValue
+
+
+@dataclasses.dataclass
+class FloatingPointRange(IdlStruct, typename="rcl_interfaces.msg.dds_.FloatingPointRange_"):
+    from_value: float64
+    to_value: float64
+    step: float64
+
+
+@dataclasses.dataclass
+class IntegerRange(IdlStruct, typename="rcl_interfaces.msg.dds_.IntegerRange_"):
+    from_value: int64
+    to_value: int64
+    step: uint64
+
+
+@dataclasses.dataclass
+class ParameterDescriptor(IdlStruct, typename="rcl_interfaces.msg.dds_.ParameterDescriptor_"):
+    name: str
+    type: uint8
+    description: str
+    additional_constraints: str
+    read_only: bool
+    dynamic_typing: bool
+    floating_point_range: sequence[FloatingPointRange]
+    integer_range: sequence[IntegerRange]
+
+
+@dataclasses.dataclass
+class SetParametersResult(IdlStruct, typename="rcl_interfaces.msg.dds_.SetParametersResult_"):
+    successful: bool
+    reason: str
+
+
+@dataclasses.dataclass
+class ListParametersResult(IdlStruct, typename="rcl_interfaces.msg.dds_.ListParametersResult_"):
+    names: sequence[str]
+    prefixes: sequence[str]
+
+
+@dataclasses.dataclass
+class ParameterEvent(IdlStruct, typename="rcl_interfaces.msg.dds_.ParameterEvent_"):
+    stamp: Time
+    node: str
+    new_parameters: sequence[Parameter]
+    changed_parameters: sequence[Parameter]
+    deleted_parameters: sequence[Parameter]
+
+
+@dataclasses.dataclass
+class State(IdlStruct, typename="lifecycle_msgs.msg.dds_.State_"):
+    id: uint8
+    label: str
+
+
+@dataclasses.dataclass
+class Transition(IdlStruct, typename="lifecycle_msgs.msg.dds_.Transition_"):
+    id: uint8
+    label: str
+
+
+@dataclasses.dataclass
+class TransitionDescription(IdlStruct, typename="lifecycle_msgs.msg.dds_.TransitionDescription_"):
+    transition: Transition
+    start_state: State
+    goal_state: State
+
+
 TYPES = {
     "std_msgs/String": String,
     "sensor_msgs/Image": Image,
@@ -161,7 +266,55 @@ TYPES = {
     "sensor_msgs/JointState": JointState,
     "trajectory_msgs/JointTrajectory": JointTrajectory,
     "groot_policy/ActionChunk": ActionChunk,
+    "rosgraph_msgs/Clock": Clock,
+    "rcl_interfaces/Log": Log,
+    "rcl_interfaces/ParameterEvent": ParameterEvent,
 }
+
+# Services: the fields of request and response. What has no field gets one from rosidl.
+EMPTY = {"structure_needs_at_least_one_member": uint8}
+NAMES = {"names": sequence[str]}
+SERVICES = {
+    "std_srvs/Trigger": (EMPTY, {"success": bool, "message": str}),
+    "rcl_interfaces/GetParameters": (NAMES, {"values": sequence[ParameterValue]}),
+    "rcl_interfaces/GetParameterTypes": (NAMES, {"types": sequence[uint8]}),
+    "rcl_interfaces/ListParameters": ({"prefixes": sequence[str], "depth": uint64}, {"result": ListParametersResult}),
+    "rcl_interfaces/DescribeParameters": (NAMES, {"descriptors": sequence[ParameterDescriptor]}),
+    "rcl_interfaces/SetParameters": (
+        {"parameters": sequence[Parameter]},
+        {"results": sequence[SetParametersResult]},
+    ),
+    "rcl_interfaces/SetParametersAtomically": ({"parameters": sequence[Parameter]}, {"result": SetParametersResult}),
+    "lifecycle_msgs/ChangeState": ({"transition": Transition}, {"success": bool}),
+    "lifecycle_msgs/GetState": (EMPTY, {"current_state": State}),
+    "lifecycle_msgs/GetAvailableStates": (EMPTY, {"available_states": sequence[State]}),
+    "lifecycle_msgs/GetAvailableTransitions": (EMPTY, {"available_transitions": sequence[TransitionDescription]}),
+}
+
+# What names a call, before the fields of request and response. rmw_cyclonedds: a number of the client and one of the call.
+# "Basic" of the OMG's RPC over DDS: a sample's identity, then the name of an instance or the number of an exception.
+HEADERS = {
+    "cyclone": ({"guid": uint64, "seq": int64},) * 2,
+    "basic": (
+        {"writer": array[uint8, 16], "sequence_high": int32, "sequence_low": uint32, "instance": str},
+        {"writer": array[uint8, 16], "sequence_high": int32, "sequence_low": uint32, "exception": uint32},
+    ),
+}
+
+
+def struct(typename, fields):
+    """A DDS type made from its fields."""
+    annotations = {"__annotations__": fields, "__module__": __name__}
+    kind = types.new_class(
+        typename.split(".")[-1], (IdlStruct,), {"typename": typename}, lambda names: names.update(annotations)
+    )
+    return dataclasses.dataclass(kind)
+
+
+def half_of_service(service, half, header, fields):
+    """The type of a request or response with its header."""
+    package, name = service.split("/")
+    return struct(f"{package}.srv.dds_.{name}_{half}_", {**header, **fields})
 
 
 def from_json(kind, value):
@@ -197,6 +350,7 @@ def qos_of(name, keep):
     rules = {
         "sensor_data": (Policy.Reliability.BestEffort, Policy.Durability.Volatile),
         "reliable": (Policy.Reliability.Reliable(duration(milliseconds=100)), Policy.Durability.Volatile),
+        "transient_local": (Policy.Reliability.Reliable(duration(milliseconds=100)), Policy.Durability.TransientLocal),
         "latched": (Policy.Reliability.Reliable(duration(milliseconds=100)), Policy.Durability.TransientLocal),
     }[name]
     return Qos(*rules, Policy.History.KeepLast(1 if name == "latched" else keep))
@@ -221,6 +375,7 @@ class Peer:
         self.writers = {}
         self.readers = {}
         self.repeating = {}
+        self.calls = 0
         # Made before anything is discovered, so that they see all of it.
         self.directories = {
             "publisher": BuiltinDataReader(self.participant, BuiltinTopicDcpsPublication),
@@ -230,7 +385,7 @@ class Peer:
     def topic(self, command, qos):
         kind = TYPES[command["type"]]
         self.kinds[command["topic"]] = kind
-        return Topic(self.participant, "rt" + command["topic"], kind, qos=qos)
+        return Topic(self.participant, command.get("prefix", "rt") + command["topic"], kind, qos=qos)
 
     def publisher(self, command):
         qos = qos_of(command["qos"], 10)
@@ -294,6 +449,42 @@ class Peer:
         wait_for(f"{count} messages on {topic}", command.get("timeout", 20), poll)
         return {"messages": [to_json(kind, message) for message in taken]}
 
+    def call(self, command):
+        service, kind, mapping = command["service"], command["type"], command.get("mapping", "cyclone")
+        timeout = command.get("timeout", 20)
+        asked, answered = SERVICES[kind]
+        request_header, response_header = HEADERS[mapping]
+        request_kind = half_of_service(kind, "Request", request_header, asked)
+        response_kind = half_of_service(kind, "Response", response_header, answered)
+        qos = qos_of("reliable", 10)
+        requests = Topic(self.participant, f"rq{service}Request", request_kind, qos=qos)
+        responses = Topic(self.participant, f"rr{service}Reply", response_kind, qos=qos)
+        writer = DataWriter(self.participant, requests, qos=qos)
+        reader = DataReader(self.participant, responses, qos=qos)
+        server = lambda: writer.get_matched_subscriptions() and reader.get_matched_publications() or None
+        wait_for(f"a server of {service}", timeout, server)
+
+        # A client that also hears the answers to others must tell them from its own.
+        self.calls += 1
+        if mapping == "cyclone":
+            identity = {"guid": (os.getpid() << 32) + self.calls, "seq": self.calls}
+            header = identity
+        else:
+            identity = {"writer": [self.calls] * 16, "sequence_high": 0, "sequence_low": self.calls}
+            header = {**identity, "instance": ""}
+        fields = {name: from_json(field, command["request"][name]) for name, field in asked.items() if asked is not EMPTY}
+        writer.write(request_kind(**header, **(fields or {name: 0 for name in EMPTY})))
+
+        def poll():
+            for response in reader.take(N=100):
+                if isinstance(response, response_kind):
+                    if all(getattr(response, name) == value for name, value in identity.items()):
+                        return response
+            return None
+
+        response = wait_for(f"an answer of {service}", timeout, poll)
+        return {"response": {name: to_json(field, getattr(response, name)) for name, field in answered.items()}}
+
     def endpoints(self, command):
         name, count = "rt" + command["topic"], command.get("count", 1)
 
@@ -315,7 +506,7 @@ class Peer:
         return {"endpoints": wait_for(f"{count} endpoints of {name}", command.get("timeout", 20), poll)}
 
 
-COMMANDS = {"publisher", "subscriber", "matched", "publish", "repeat", "stop", "take", "endpoints"}
+COMMANDS = {"publisher", "subscriber", "matched", "publish", "repeat", "stop", "take", "call", "endpoints"}
 
 
 def main():

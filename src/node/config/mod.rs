@@ -35,7 +35,7 @@ use std::time::Duration;
 
 pub use checkpoint_keys::CheckpointKeys;
 pub use dump::effective_yaml;
-pub use parameters::Parameters;
+pub use parameters::{ChangeError, Parameters};
 pub use problem::{ConfigError, Problem};
 pub use section::split_override;
 pub use spec::{Constraint, ParameterDefault, ParameterSpec};
@@ -88,6 +88,8 @@ pub struct NodeConfig {
     pub frame_id: String,
     /// DDS domain; `None` for the environment's.
     pub domain_id: Option<u16>,
+    /// Whether the node's clock follows `/clock`.
+    pub use_sim_time: bool,
     /// Time between two status lines.
     pub status_period: Duration,
     /// Text at the end of each status line.
@@ -222,6 +224,7 @@ impl NodeConfig {
             chunk_topic: read.string("chunk_topic"),
             frame_id: read.string("frame_id"),
             domain_id: u16::try_from(read.integer("domain_id")).ok(),
+            use_sim_time: read.bool("use_sim_time"),
             status_period: read.seconds("status_period"),
             status_note: read.string("status_note"),
             parameters,
@@ -270,6 +273,10 @@ impl Reader<'_> {
             Some(ParameterValue::String(value)) => value.clone(),
             _ => String::new(),
         }
+    }
+
+    fn bool(&self, name: &str) -> bool {
+        matches!(self.0.get(name), Some(ParameterValue::Bool(true)))
     }
 
     fn integer(&self, name: &str) -> i64 {

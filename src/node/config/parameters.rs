@@ -5,12 +5,42 @@ use std::path::PathBuf;
 
 use super::problem::{ConfigError, Problem};
 use super::section::{self, Given, Source};
-use super::spec::{ParameterDefault, is_placeholder};
+use super::spec::{ParameterDefault, ParameterSpec, is_placeholder};
 use super::table::parameter_table;
-use super::value::ParameterValue;
+use super::value::{ParameterValue, quoted};
 
 /// Longest unknown name for which a similar one is looked up.
 const LONGEST_COMPARED: usize = 128;
+
+/// Why a parameter keeps its value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// There is no such parameter.
+    #[error("{name} is not a parameter of this node: {hint}")]
+    Undeclared {
+        /// The name.
+        name: String,
+        /// What may have been meant.
+        hint: String,
+    },
+    /// It is read only once.
+    #[error(
+        "{name} cannot change while the node runs: set it in the parameter file or with -p {name}:=..., and restart \
+         the node"
+    )]
+    Static {
+        /// The name.
+        name: String,
+    },
+    /// It does not take the value.
+    #[error("{name}: {fault}")]
+    Value {
+        /// The name.
+        name: String,
+        /// What was expected and found.
+        fault: String,
+    },
+}
 
 /// Every parameter that is set, by its dotted name, each valid by the table.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +51,7 @@ pub struct Parameters {
 #[derive(Debug, Clone)]
 struct Entry {
     value: ParameterValue,
-    /// `None` for a default.
+    /// `None` for a default and for what was changed while the node ran.
     source: Option<Source>,
 }
 
@@ -129,6 +159,31 @@ impl Parameters {
         self.entries.get(name).map(|entry| &entry.value)
     }
 
+    /// What a parameter is; `None` for one that is not set.
+    pub fn spec(&self, name: &str) -> Option<&'static ParameterSpec> {
+        self.entries.get(name)?;
+        parameter_table().iter().find(|spec| spec.matches(name))
+    }
+
+    /// Gives a parameter another value while the node runs. Values that do not fit together are found by
+    /// [`NodeConfig::from_parameters`](super::NodeConfig::from_parameters).
+    ///
+    /// # Errors
+    /// A parameter that is not set, does not change, or does not take the value.
+    pub fn change(&mut self, name: &str, value: &ParameterValue) -> Result<(), ChangeError> {
+        let (Some(spec), Some(entry)) = (self.spec(name), self.entries.get_mut(name)) else {
+            return Err(ChangeError::Undeclared { name: shown(name), hint: unknown(name) });
+        };
+        if !spec.dynamic {
+            return Err(ChangeError::Static { name: name.to_owned() });
+        }
+        entry.value =
+            spec.check(value).map_err(|fault| ChangeError::Value { name: name.to_owned(), fault })?;
+        // It no longer is what stands there. Paths, which count from the file they stand in, never change.
+        entry.source = None;
+        Ok(())
+    }
+
     /// Names and values, in alphabetical order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &ParameterValue)> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), &entry.value))
@@ -159,7 +214,15 @@ fn missing(name: &str, sibling: Option<Source>) -> Problem {
     Problem { path: format!("{group}.{field}"), file: sibling.file, line: sibling.line, message }
 }
 
+/// A name from outside, shortened where it is absurdly long.
+fn shown(name: &str) -> String {
+    if name.len() > LONGEST_COMPARED { quoted(name) } else { name.to_owned() }
+}
+
 fn unknown(name: &str) -> String {
+    if parameter_table().iter().any(|spec| spec.matches(name)) {
+        return "it was not given a value at the start".into();
+    }
     if parameter_table().iter().any(|spec| spec.name.starts_with(&format!("{name}."))) {
         return "expected a mapping, found a single value or a list".into();
     }

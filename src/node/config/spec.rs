@@ -28,6 +28,8 @@ pub enum ParameterDefault {
     Required,
     /// It may be absent; the text says what happens then.
     Absent(&'static str),
+    /// `true` or `false`.
+    Bool(bool),
     /// An integer.
     Integer(i64),
     /// A number.
@@ -41,6 +43,7 @@ impl ParameterDefault {
     pub fn value(self) -> Option<ParameterValue> {
         match self {
             Self::Required | Self::Absent(_) => None,
+            Self::Bool(value) => Some(ParameterValue::Bool(value)),
             Self::Integer(value) => Some(ParameterValue::Integer(value)),
             Self::Double(value) => Some(ParameterValue::Double(value)),
             Self::String(value) => Some(ParameterValue::String(value.to_owned())),
@@ -55,6 +58,8 @@ pub enum Constraint {
     None,
     /// Text that is not empty; the text says what it is.
     NonEmpty(&'static str),
+    /// Text of at most so many characters.
+    Text(usize),
     /// A topic name by the rules of ROS 2.
     Topic,
     /// A tf2 frame: any text without a leading slash.
@@ -121,6 +126,10 @@ impl ParameterSpec {
         use ParameterValue as V;
         match (self.constraint, value) {
             (Constraint::NonEmpty(_), V::String(text)) => text.is_empty().then(|| quoted(text)),
+            (Constraint::Text(most), V::String(text)) => {
+                let length = text.chars().count();
+                (length > most).then(|| format!("{length}"))
+            }
             (Constraint::Topic, V::String(text)) => {
                 topic_fault(text).map(|fault| format!("{}{fault}", quoted(text)))
             }
@@ -154,7 +163,7 @@ impl ParameterSpec {
     }
 
     /// Kind and constraint in words.
-    fn expected(&self) -> String {
+    pub fn expected(&self) -> String {
         let unit = if self.unit.is_empty() { String::new() } else { format!(" {}", self.unit) };
         match (self.constraint, self.kind) {
             (Constraint::None, ParameterType::Bool) => "true or false".into(),
@@ -163,6 +172,7 @@ impl ParameterSpec {
             (Constraint::None, ParameterType::String) => "a string".into(),
             (Constraint::None, ParameterType::StringArray) => "a list of strings".into(),
             (Constraint::NonEmpty(what), _) => format!("a non-empty {what}"),
+            (Constraint::Text(most), _) => format!("a string of at most {most} characters"),
             (Constraint::Topic, _) => "a non-empty topic name".into(),
             (Constraint::Frame, _) => "a frame name without a leading slash".into(),
             (Constraint::Device, _) => "auto, cpu, cuda or cuda:N".into(),
@@ -185,6 +195,7 @@ impl ParameterSpec {
                 choices.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ")
             }
             Constraint::NonEmpty(_) | Constraint::Joints(1..) => "not empty".into(),
+            Constraint::Text(most) => format!("≤ {most} characters"),
             Constraint::None
             | Constraint::Topic
             | Constraint::Frame
@@ -280,7 +291,8 @@ mod tests {
             (
                 "instruction",
                 ParameterValue::Integer(5),
-                "expected a string, found the integer 5; put text that looks like one in quotes",
+                "expected a string of at most 4096 characters, found the integer 5; put text that looks like one in \
+                 quotes",
             ),
             ("frame_id", string("/base"), r#"expected a frame name without a leading slash, found "/base""#),
             (

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::spec::{Constraint, ParameterDefault, ParameterSpec};
 use super::value::ParameterType;
+use crate::processor::text::MAX_INSTRUCTION_CHARS;
 
 const fn parameter(
     name: &'static str,
@@ -87,7 +88,7 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             "instruction",
             T::String,
             D::String(""),
-            C::None,
+            C::Text(MAX_INSTRUCTION_CHARS),
             "",
             DYNAMIC,
             "What the robot is asked to do, until a message on `instruction_topic` says otherwise. May be empty.",
@@ -241,6 +242,16 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             "DDS domain. -1: `ROS_DOMAIN_ID` of the environment, else 0.",
         ),
         parameter(
+            "use_sim_time",
+            T::Bool,
+            D::Bool(false),
+            C::None,
+            "",
+            STATIC,
+            "Whether time is what `/clock` says, as in simulations and recordings, and not the system's. No chunk is \
+             made before the first `/clock`.",
+        ),
+        parameter(
             "status_period",
             T::Double,
             D::Double(1.0),
@@ -272,6 +283,7 @@ pub fn markdown_table() -> String {
         let default = match spec.default {
             ParameterDefault::Required => "required".into(),
             ParameterDefault::Absent(text) => text.into(),
+            ParameterDefault::Bool(value) => format!("`{value}`"),
             ParameterDefault::Integer(value) => format!("`{value}`"),
             ParameterDefault::Double(value) => format!("`{value:?}`"),
             ParameterDefault::String("") => "empty".into(),

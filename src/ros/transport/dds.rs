@@ -8,6 +8,7 @@
 //!   here before its messages are delivered.
 
 mod senders;
+mod server;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -30,6 +31,7 @@ use tokio::{
 use super::{error::RosError, name::NodeName, options::Network, qos::Qos, subscription::Inbox};
 use crate::ros::msg::Message;
 use senders::Senders;
+pub(super) use server::Server;
 
 /// How long the parts of a shutdown may take; what is not done by then is left to the end of the process.
 const TASKS_END: Duration = Duration::from_millis(200);

@@ -1,14 +1,16 @@
-//! The transport: topics in, topics out, over the network of ROS 2.
+//! The transport: topics in, topics out, services, over the network of ROS 2.
 //!
-//! [`RosNode`], [`Subscription`] and [`Publisher`] are what the rest of the package knows. What carries the bytes is a
+//! [`RosNode`], [`Subscription`], [`Publisher`] and [`ServiceServer`] are what the rest of the package knows. What carries the bytes is a
 //! module behind them, chosen when the package is built:
 //!
 //! | feature | module | for |
 //! |---|---|---|
 //! | `dds` | `dds` | machines without ROS 2; on the wire a node like any other |
 //!
-//! Such a module offers `Node` (`open`, `subscribe`, `advertise`, `close`), `Writer` and `Reader` (the two ends of a
-//! topic, both of which know who is connected); names, environment, inboxes and counters are ours and the same for all.
+//! Such a module offers `Node` (`open`, `subscribe`, `advertise`, `serve`, `close`), `Writer` and `Reader` (the two ends of
+//! a topic, both of which know who is connected) and `Server`; names, environment, clock, inboxes and counters are ours and
+//! the same for all. The services are those of [`srv`](crate::ros::srv) and no others, so that a client library whose
+//! services are typed can be given a match arm for each.
 //!
 //! The `dds` transport is built for the node graph of one ROS 2 distribution, feature `humble` or `jazzy` (both: jazzy).
 //! Topics work with any; `ros2 node list` shows the node only on its own.
@@ -19,6 +21,8 @@ compile_error!(
 );
 
 #[cfg(feature = "dds")]
+mod clock;
+#[cfg(feature = "dds")]
 mod dds;
 mod error;
 mod name;
@@ -26,6 +30,8 @@ mod name;
 mod node;
 mod options;
 mod qos;
+#[cfg(feature = "dds")]
+mod service;
 mod signal;
 #[cfg(feature = "dds")]
 mod subscription;
@@ -35,12 +41,15 @@ use dds as backend;
 
 pub use error::RosError;
 pub use name::NodeName;
-pub use options::{Network, NodeOptions, kernel_receive_buffer_limit, receive_buffer_warning};
+pub use options::{
+    Network, NodeOptions, ServiceMapping, kernel_receive_buffer_limit, receive_buffer_warning,
+};
 pub use qos::Qos;
 pub use signal::shutdown_signal;
 #[cfg(feature = "dds")]
 pub use {
     node::{Publisher, RosNode},
+    service::{ServiceCounters, ServiceServer},
     subscription::{Counters, Received, Subscription},
 };
 

@@ -5,6 +5,8 @@
 //! | `/joint_states` | `/joint_states` | absolute: kept |
 //! | `joint_states` | `/left/joint_states` | relative: under the namespace |
 //! | `~/status` | `/left/arm_policy/status` | private: under the node |
+//!
+//! Then the remappings: one whose left side expands to the same name replaces it by its right side, expanded.
 
 use super::error::RosError;
 
@@ -17,6 +19,8 @@ pub struct NodeName {
     /// `/` or `/a/b`, never with a slash at the end.
     namespace: String,
     base: String,
+    /// Fully qualified names with what stands in their place.
+    remaps: Vec<(String, String)>,
 }
 
 impl NodeName {
@@ -30,7 +34,19 @@ impl NodeName {
         if !relative.is_empty() {
             check_tokens(relative).map_err(|problem| invalid("namespace", namespace, problem))?;
         }
-        Ok(Self { namespace: format!("/{relative}"), base: base.to_owned() })
+        Ok(Self { namespace: format!("/{relative}"), base: base.to_owned(), remaps: Vec::new() })
+    }
+
+    /// The same node with remappings of topics and services, `from` and `to`, each written as any name.
+    ///
+    /// # Errors
+    /// [`RosError::Name`] names the side that breaks the rules.
+    pub fn with_remaps(mut self, remaps: &[(String, String)]) -> Result<Self, RosError> {
+        self.remaps = remaps
+            .iter()
+            .map(|(from, to)| Ok((self.expand(from)?, self.expand(to)?)))
+            .collect::<Result<_, RosError>>()?;
+        Ok(self)
     }
 
     /// The namespace, with a leading slash.
@@ -48,11 +64,17 @@ impl NodeName {
         format!("{}/{}", self.namespace.trim_end_matches('/'), self.base)
     }
 
-    /// The fully qualified form of a topic or service name.
+    /// The fully qualified form of a topic or service name, remapped.
     ///
     /// # Errors
     /// [`RosError::Name`] names the topic and the rule it breaks.
     pub fn resolve(&self, name: &str) -> Result<String, RosError> {
+        let expanded = self.expand(name)?;
+        let remap = self.remaps.iter().find(|(from, _)| *from == expanded);
+        Ok(remap.map_or(expanded, |(_, to)| to.clone()))
+    }
+
+    fn expand(&self, name: &str) -> Result<String, RosError> {
         let fail = |problem: String| invalid("topic name", name, problem);
         let resolved = if let Some(absolute) = name.strip_prefix('/') {
             check_tokens(absolute).map_err(fail)?;
@@ -121,6 +143,33 @@ mod tests {
             assert_eq!(root.resolve(name).unwrap(), in_root);
             assert_eq!(left.resolve(name).unwrap(), in_left);
         }
+    }
+
+    #[test]
+    fn a_remapping_replaces_the_name_it_stands_for_however_it_is_written() {
+        let remaps = [
+            ("joint_states", "/robot/joint_states"),
+            ("~/status", "status"),
+            ("/front/image_raw", "~/front"),
+            ("~/status", "/never"),
+        ]
+        .map(|(from, to)| (from.to_owned(), to.to_owned()));
+        let left = node("/left").with_remaps(&remaps).unwrap();
+        for (name, expected) in [
+            ("joint_states", "/robot/joint_states"),
+            ("/left/joint_states", "/robot/joint_states"),
+            ("/joint_states", "/joint_states"),
+            ("~/status", "/left/status"),
+            ("arm_policy/status", "/left/status"),
+            // Once: what a remapping yields is not remapped again.
+            ("/front/image_raw", "/left/arm_policy/front"),
+            ("status", "/left/status"),
+        ] {
+            assert_eq!(left.resolve(name).unwrap(), expected, "{name}");
+        }
+        let bad = [("a".to_owned(), "b c".to_owned())];
+        let error = node("/").with_remaps(&bad).unwrap_err().to_string();
+        assert!(error.contains("\"b c\""), "{error}");
     }
 
     #[test]

@@ -4,18 +4,25 @@ use std::sync::Arc;
 
 use super::{
     backend,
+    clock::NodeClock,
     error::RosError,
     name::NodeName,
-    options::{NodeOptions, kernel_receive_buffer_limit, receive_buffer_warning},
+    options::{NodeOptions, ServiceMapping, kernel_receive_buffer_limit, receive_buffer_warning},
     qos::Qos,
+    service::{Counts, ServiceServer},
     subscription::{Inbox, Subscription},
 };
-use crate::ros::msg::{Message, Time};
+use crate::ros::{
+    msg::{Message, Time},
+    srv::{Clock, Service},
+};
 
 /// A node on the network. Clones are handles of the same node.
 #[derive(Clone)]
 pub struct RosNode {
     name: NodeName,
+    clock: NodeClock,
+    service_mapping: ServiceMapping,
     backend: Arc<backend::Node>,
 }
 
@@ -26,7 +33,7 @@ impl RosNode {
     /// A bad name or environment variable, no runtime, or no free port.
     pub fn new(options: &NodeOptions) -> Result<Self, RosError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| RosError::NoRuntime)?;
-        let name = NodeName::new(&options.namespace, &options.name)?;
+        let name = NodeName::new(&options.namespace, &options.name)?.with_remaps(&options.remaps)?;
         let lookup = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let network = options.network(lookup)?;
         if lookup("ROS_STATIC_PEERS").is_some_and(|peers| !peers.is_empty()) {
@@ -35,7 +42,8 @@ impl RosNode {
         if let Some(warning) = kernel_receive_buffer_limit().and_then(receive_buffer_warning) {
             tracing::warn!("{warning}");
         }
-        let backend = Arc::new(backend::Node::open(&name, network, options.socket_receive_buffer, runtime)?);
+        let backend =
+            Arc::new(backend::Node::open(&name, network, options.socket_receive_buffer, runtime.clone())?);
         tracing::info!(
             "node {} is up: {}, domain {}, {}",
             name.qualified(),
@@ -43,7 +51,20 @@ impl RosNode {
             network.domain_id,
             if network.localhost_only { "this machine only" } else { "all networks" }
         );
-        Ok(Self { name, backend })
+        let clock = if options.use_sim_time { NodeClock::simulated() } else { NodeClock::system() };
+        let node = Self { name, clock, service_mapping: options.service_mapping, backend };
+        if options.use_sim_time {
+            let times = node.subscribe::<Clock>("/clock", Qos::clock(), 1)?;
+            tracing::info!("the node's clock follows {}", times.topic());
+            let clock = node.clock.clone();
+            // Ends with the node, which ends its subscriptions.
+            runtime.spawn(async move {
+                while let Some(received) = times.recv().await {
+                    clock.set(&received.message.clock);
+                }
+            });
+        }
+        Ok(node)
     }
 
     /// The node's name.
@@ -62,7 +83,7 @@ impl RosNode {
         keep: usize,
     ) -> Result<Subscription<M>, RosError> {
         let topic = self.name.resolve(topic)?;
-        let inbox = Arc::new(Inbox::new(keep));
+        let inbox = Arc::new(Inbox::new(keep, self.clock.clone()));
         let reader = self.backend.subscribe(&topic, qos, Arc::clone(&inbox))?;
         Ok(Subscription::new(topic, inbox, reader))
     }
@@ -77,9 +98,35 @@ impl RosNode {
         Ok(Publisher { topic, writer })
     }
 
-    /// The node's clock: the system's.
+    /// Offers a service: `handler` is called for one request after the other, in a task of its own, and may take its
+    /// time; a handler that needs none returns [`std::future::ready`]. A request that is not one is counted, not answered.
+    ///
+    /// # Errors
+    /// As [`RosNode::subscribe`].
+    pub fn serve<S, F>(
+        &self,
+        service: &str,
+        handler: impl FnMut(S::Request) -> F + Send + 'static,
+    ) -> Result<ServiceServer, RosError>
+    where
+        S: Service,
+        F: Future<Output = S::Response> + Send + 'static,
+    {
+        let name = self.name.resolve(service)?;
+        let counts = Arc::<Counts>::default();
+        let end = self.backend.serve::<S, _, F>(&name, self.service_mapping, Arc::clone(&counts), handler)?;
+        Ok(ServiceServer::new(name, counts, end))
+    }
+
+    /// The node's clock: the system's, or with `use_sim_time` what `/clock` told last. Zero while it has told nothing
+    /// yet; where that makes a difference, ask [`RosNode::clock`].
     pub fn now(&self) -> Time {
-        Time::now()
+        self.clock.now().unwrap_or_default()
+    }
+
+    /// The node's clock; `None` while `use_sim_time` waits for the first `/clock`.
+    pub fn clock(&self) -> Option<Time> {
+        self.clock.now()
     }
 
     /// Leaves the network so that peers notice, which takes some tenths of a second. Subscriptions end, publishers

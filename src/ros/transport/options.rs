@@ -9,6 +9,21 @@ pub(super) const MAX_DOMAIN_ID: u16 = 232;
 /// send theirs at once.
 const NEEDED_RECEIVE_BUFFER: u64 = 4 << 20;
 
+/// How calls of a service are written in DDS. The middlewares of ROS 2 disagree on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ServiceMapping {
+    /// Each client is answered in the way of its own middleware, known by the vendor in its identifier: Cyclone DDS as
+    /// [`ServiceMapping::Cyclone`], all others as [`ServiceMapping::Enhanced`].
+    #[default]
+    Auto,
+    /// "Enhanced" of the OMG's RPC over DDS: the call's identity travels beside the data. Fast DDS, RTI Connext.
+    Enhanced,
+    /// "Basic" of the OMG's RPC over DDS: the call's identity is a header of the data. Connext where it is told to.
+    Basic,
+    /// A header of 16 bytes: `rmw_cyclonedds`.
+    Cyclone,
+}
+
 /// How a node joins the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeOptions {
@@ -22,6 +37,13 @@ pub struct NodeOptions {
     pub localhost_only: Option<bool>,
     /// Receive buffer to ask the kernel for, per socket, in bytes.
     pub socket_receive_buffer: usize,
+    /// Topic and service names to replace, each with what stands in its place, as in `-r from:=to`. The first that
+    /// matches counts.
+    pub remaps: Vec<(String, String)>,
+    /// Whether the node's clock follows `/clock` instead of the system's.
+    pub use_sim_time: bool,
+    /// How service calls are written.
+    pub service_mapping: ServiceMapping,
 }
 
 impl NodeOptions {
@@ -33,6 +55,9 @@ impl NodeOptions {
             domain_id: None,
             localhost_only: None,
             socket_receive_buffer: 8 << 20,
+            remaps: Vec::new(),
+            use_sim_time: false,
+            service_mapping: ServiceMapping::Auto,
         }
     }
 

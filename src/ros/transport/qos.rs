@@ -32,6 +32,21 @@ impl Qos {
         Self { reliable: true, latched: true, depth: 1, max_samples: None }
     }
 
+    /// For `/parameter_events`, as in `rmw_qos_profile_parameter_events`.
+    pub const fn parameter_events() -> Self {
+        Self::reliable(1000)
+    }
+
+    /// For `/rosout`: whoever joins late still gets the last lines.
+    pub const fn rosout() -> Self {
+        Self { depth: 1000, ..Self::latched() }
+    }
+
+    /// For `/clock`: only the newest time counts.
+    pub const fn clock() -> Self {
+        Self { depth: 1, ..Self::sensor_data() }
+    }
+
     /// Sensor data too large to be piled up: the newest image, and the one on its way.
     pub const fn camera() -> Self {
         Self { depth: 1, max_samples: Some(2), ..Self::sensor_data() }

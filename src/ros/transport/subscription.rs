@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::backend;
+use super::{backend, clock::NodeClock};
 use crate::ros::msg::{Message, Time};
 
 /// A message, and when it reached us.
@@ -25,7 +25,7 @@ pub struct Received<M> {
     pub message: M,
     /// When it was taken off the network, on the monotonic clock: for ages.
     pub at: Instant,
-    /// The same instant on the node's clock: to compare with stamps.
+    /// The same instant on the node's clock: to compare with stamps. Zero where that clock waits for its first time.
     pub time: Time,
 }
 
@@ -89,6 +89,7 @@ impl<M: Message> Subscription<M> {
 pub(super) struct Inbox<M> {
     unread: Mutex<VecDeque<Received<M>>>,
     capacity: usize,
+    clock: NodeClock,
     arrived: Notify,
     closed: AtomicBool,
     received: AtomicU64,
@@ -99,11 +100,12 @@ pub(super) struct Inbox<M> {
 }
 
 impl<M> Inbox<M> {
-    /// An inbox that keeps the newest `capacity` unread messages, at least one.
-    pub(super) fn new(capacity: usize) -> Self {
+    /// An inbox that keeps the newest `capacity` unread messages, at least one, and times them by `clock`.
+    pub(super) fn new(capacity: usize, clock: NodeClock) -> Self {
         Self {
             unread: Mutex::default(),
             capacity: capacity.max(1),
+            clock,
             arrived: Notify::new(),
             closed: AtomicBool::new(false),
             received: AtomicU64::new(0),
@@ -115,7 +117,7 @@ impl<M> Inbox<M> {
     }
 
     pub(super) fn push(&self, message: M) {
-        let received = Received { message, at: Instant::now(), time: Time::now() };
+        let received = Received { message, at: Instant::now(), time: self.clock.now().unwrap_or_default() };
         let pushed_out = {
             let mut unread = self.lock();
             let pushed_out = if unread.len() >= self.capacity { unread.pop_front() } else { None };
@@ -194,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_inbox_for_one_holds_the_newest_message_and_counts_the_others() {
-        let inbox = Inbox::new(1);
+        let inbox = Inbox::new(1, NodeClock::system());
         (0..10).for_each(|i| inbox.push(i));
         assert_eq!(drain(&inbox), [9]);
         assert_eq!(inbox.counters(), Counters { received: 10, overwritten: 9, ..Counters::default() });
@@ -202,7 +204,7 @@ mod tests {
 
     #[test]
     fn an_inbox_for_three_holds_the_newest_three_in_order() {
-        let inbox = Inbox::new(3);
+        let inbox = Inbox::new(3, NodeClock::system());
         (0..10).for_each(|i| inbox.push(i));
         assert_eq!(drain(&inbox), [7, 8, 9]);
         (10..12).for_each(|i| inbox.push(i));
@@ -212,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiting_reader_gets_what_comes_and_then_hears_of_the_end() {
-        let inbox = Arc::new(Inbox::new(1));
+        let inbox = Arc::new(Inbox::new(1, NodeClock::system()));
         let reader = tokio::spawn({
             let inbox = Arc::clone(&inbox);
             async move { (inbox.recv().await.map(|r| r.message), inbox.recv().await.map(|r| r.message)) }
@@ -226,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_unread_at_the_end_is_still_delivered() {
-        let inbox = Inbox::new(4);
+        let inbox = Inbox::new(4, NodeClock::system());
         inbox.push(1);
         inbox.push(2);
         inbox.close();

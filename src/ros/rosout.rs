@@ -1,0 +1,238 @@
+//! The log on `/rosout`, where `rqt_console` and `ros2 topic echo /rosout` find it.
+//!
+//! [`layer`] takes lines from the first moment on, into a queue of bounded length; [`RosoutQueue::publish`] sends them once
+//! there is a node. Writing a line never waits: what finds the queue full is dropped and counted. The middleware's own
+//! lines are left out, since sending them could cause further ones.
+
+use std::{
+    fmt::{self, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::mpsc;
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{Layer, layer::Context};
+
+use super::{
+    msg::Time,
+    srv::{Log, severity},
+    transport::{Publisher, Qos, RosError, RosNode},
+};
+
+/// Lines that wait for being sent.
+const QUEUE: usize = 1024;
+
+/// Longest text of a line, in bytes.
+const MAX_TEXT: usize = 8 << 10;
+
+/// What must not be sent, by the beginning of its target.
+const OWN_TRANSPORT: [&str; 3] = ["rustdds", "ros2_client", "mio"];
+
+/// The two ends of the queue: a layer for `tracing_subscriber`, and what sends the lines.
+pub fn layer() -> (RosoutLayer, RosoutQueue) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let dropped = Arc::<AtomicU64>::default();
+    (RosoutLayer { sender, dropped: Arc::clone(&dropped) }, RosoutQueue { receiver, dropped })
+}
+
+/// Takes the lines of the log.
+#[derive(Debug)]
+pub struct RosoutLayer {
+    sender: mpsc::Sender<Log>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// The lines that wait for being sent.
+#[derive(Debug)]
+pub struct RosoutQueue {
+    receiver: mpsc::Receiver<Log>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl<S: Subscriber> Layer<S> for RosoutLayer {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        let mut line = Line::default();
+        event.record(&mut line);
+        // Records of the `log` crate come with their target as a field.
+        let target = line.log_target.as_deref().unwrap_or(metadata.target());
+        if is_own(target) {
+            return;
+        }
+        let log = Log {
+            stamp: Time::now(),
+            level: severity_of(metadata.level()),
+            name: String::new(), // the node's, which is not known yet
+            msg: line.text,
+            file: metadata.file().unwrap_or_default().to_owned(),
+            function: target.to_owned(),
+            line: metadata.line().unwrap_or_default(),
+        };
+        if self.sender.try_send(log).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl RosoutQueue {
+    /// Sends what waits and whatever comes, in a task that runs as long as the node.
+    ///
+    /// # Errors
+    /// A refusal of the transport.
+    pub fn publish(mut self, node: &RosNode) -> Result<tokio::task::JoinHandle<()>, RosError> {
+        let publisher = node.publisher::<Log>("/rosout", Qos::rosout())?;
+        // As `rcl` names loggers: namespace and name with dots.
+        let name = node.name().qualified().trim_start_matches('/').replace('/', ".");
+        Ok(tokio::spawn(async move {
+            while let Some(log) = self.receiver.recv().await {
+                if let Err(RosError::ShutDown) = self.send(&publisher, &name, log) {
+                    break;
+                }
+            }
+        }))
+    }
+
+    /// Nothing here may write to the log.
+    fn send(&self, publisher: &Publisher<Log>, name: &str, log: Log) -> Result<(), RosError> {
+        match self.dropped.swap(0, Ordering::Relaxed) {
+            0 => {}
+            lost => publisher.publish(Log {
+                name: name.to_owned(),
+                level: severity::WARN,
+                msg: format!(
+                    "{lost} lines of the log were dropped: they came faster than they could be sent"
+                ),
+                ..log.clone()
+            })?,
+        }
+        let sent = publisher.publish(Log { name: name.to_owned(), ..log });
+        if let Err(RosError::Congested { .. }) = sent {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        sent
+    }
+}
+
+fn is_own(target: &str) -> bool {
+    let root = target.split("::").next().unwrap_or(target);
+    OWN_TRANSPORT.contains(&root)
+}
+
+fn severity_of(level: &Level) -> u8 {
+    match *level {
+        Level::ERROR => severity::ERROR,
+        Level::WARN => severity::WARN,
+        Level::INFO => severity::INFO,
+        Level::DEBUG | Level::TRACE => severity::DEBUG,
+    }
+}
+
+/// The text of an event: its message, then its other fields.
+#[derive(Default)]
+struct Line {
+    text: String,
+    log_target: Option<String>,
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => {
+                let rest = std::mem::take(&mut self.text);
+                self.append(format_args!("{value:?}{rest}"));
+            }
+            name if name.starts_with("log.") => {}
+            name => self.append(format_args!(" {name}={value:?}")),
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "log.target" => self.log_target = Some(value.to_owned()),
+            _ => self.record_debug(field, &value),
+        }
+    }
+}
+
+impl Line {
+    fn append(&mut self, text: fmt::Arguments<'_>) {
+        // Writing to a string cannot fail, and the other end of a cut is not missed.
+        let _ = self.text.write_fmt(text);
+        if self.text.len() > MAX_TEXT {
+            let end = (0..=MAX_TEXT).rev().find(|&end| self.text.is_char_boundary(end)).unwrap_or(0);
+            self.text.truncate(end);
+            self.text.push('…');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    fn lines(write: impl FnOnce()) -> (Vec<Log>, u64) {
+        let (layer, mut queue) = layer();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), write);
+        let lines = std::iter::from_fn(|| queue.receiver.try_recv().ok()).collect();
+        (lines, queue.dropped.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn lines_keep_their_severity_text_and_origin() {
+        let (lines, _) = lines(|| {
+            tracing::error!("no {}", "engine");
+            tracing::warn!(camera = "front", age = 5, "stale");
+            tracing::info!("ready");
+            tracing::debug!("details");
+            tracing::trace!("more details");
+        });
+        let told: Vec<(u8, &str)> = lines.iter().map(|line| (line.level, line.msg.as_str())).collect();
+        assert_eq!(
+            told,
+            [
+                (40, "no engine"),
+                (30, "stale camera=\"front\" age=5"),
+                (20, "ready"),
+                (10, "details"),
+                (10, "more details")
+            ]
+        );
+        assert!(
+            lines[0].file.ends_with("rosout.rs") && lines[0].line > 0 && lines[0].function.contains("rosout")
+        );
+        assert!(lines[0].stamp.sec > 1_600_000_000);
+    }
+
+    #[test]
+    fn the_middlewares_lines_are_left_out() {
+        let (lines, _) = lines(|| {
+            tracing::error!(target: "rustdds::rtps::writer", "a");
+            tracing::error!(target: "ros2_client::node", "b");
+            tracing::error!(target: "log", { log.target = "rustdds::network" }, "c");
+            tracing::error!(target: "rustdds_like", "d");
+        });
+        let told: Vec<&str> = lines.iter().map(|line| line.msg.as_str()).collect();
+        assert_eq!(told, ["d"]);
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let (lines, dropped) = lines(|| (0..QUEUE + 7).for_each(|i| tracing::info!("{i}")));
+        assert_eq!((lines.len(), dropped), (QUEUE, 7));
+        assert_eq!(lines[0].msg, "0");
+    }
+
+    #[test]
+    fn an_endless_line_is_cut_between_characters() {
+        let (lines, _) = lines(|| tracing::info!("{}", "é".repeat(MAX_TEXT)));
+        assert!(lines[0].msg.len() <= MAX_TEXT + '…'.len_utf8() && lines[0].msg.ends_with("é…"));
+    }
+}
