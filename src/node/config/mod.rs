@@ -33,6 +33,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::motion::HandoverMode;
+use crate::safety::limits::{JointLimits, LimitSettings};
+use crate::safety::watchdog::{Action, WatchdogConfig};
 pub use checkpoint_keys::CheckpointKeys;
 pub use dump::effective_yaml;
 pub use parameters::{ChangeError, Parameters};
@@ -94,8 +97,76 @@ pub struct NodeConfig {
     pub status_period: Duration,
     /// Text at the end of each status line.
     pub status_note: String,
+    /// How chunks follow each other.
+    pub handover: HandoverConfig,
+    /// What is commanded beside the joint trajectory.
+    pub commands: CommandConfig,
+    /// What keeps the motion safe.
+    pub safety: SafetyConfig,
+    /// Topic of the node's status.
+    pub status_topic: String,
     /// The values this was built from.
     pub parameters: Parameters,
+}
+
+/// How chunks follow each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HandoverConfig {
+    /// How a chunk takes over.
+    pub mode: HandoverMode,
+    /// Steps after which the next chunk is to be in force; `None` for a new one at each tick.
+    pub execute_horizon: Option<usize>,
+    /// Steps over which it takes over.
+    pub overlap: usize,
+    /// Latency that is assumed until one was measured.
+    pub initial_latency: Duration,
+}
+
+/// What is commanded beside the joint trajectory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommandConfig {
+    /// Commands per second.
+    pub rate: f64,
+    /// Topic of the positions; `None` for none.
+    pub positions_topic: Option<String>,
+    /// Joints of that topic; `None` for all that are moved.
+    pub positions_joints: Option<Vec<String>>,
+    /// The base; `None` for none.
+    pub base: Option<BaseConfig>,
+}
+
+/// A base that is driven by velocities.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BaseConfig {
+    /// Topic of the velocities.
+    pub topic: String,
+    /// Action key that holds them.
+    pub key: String,
+    /// What each dimension of the key is.
+    pub components: Vec<String>,
+    /// Their frame.
+    pub frame_id: String,
+    /// Greatest speed, m/s.
+    pub max_linear: Option<f64>,
+    /// Greatest speed of turning, rad/s.
+    pub max_angular: Option<f64>,
+}
+
+/// What keeps the motion safe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SafetyConfig {
+    /// Whether everything goes to the dry-run topics.
+    pub dry_run: bool,
+    /// Whether the node activates itself.
+    pub autostart: bool,
+    /// Topic of the e-stop.
+    pub estop_topic: String,
+    /// Topic of the URDF; `None` for none.
+    pub robot_description_topic: Option<String>,
+    /// Limits of the joints.
+    pub limits: LimitSettings,
+    /// Limits of the ages.
+    pub watchdog: WatchdogConfig,
 }
 
 /// Where the model lies.
@@ -227,6 +298,10 @@ impl NodeConfig {
             use_sim_time: read.bool("use_sim_time"),
             status_period: read.seconds("status_period"),
             status_note: read.string("status_note"),
+            handover: read.handover(),
+            commands: read.commands(),
+            safety: read.safety(),
+            status_topic: read.string("status_topic"),
             parameters,
         };
         ConfigError::unless_empty(config.contradictions()).map(|()| config)
@@ -306,6 +381,94 @@ impl Reader<'_> {
         let text = self.string(name);
         let folder = self.0.source(name).and_then(|source| source.file.as_deref()?.parent());
         (!text.is_empty()).then(|| folder.map_or_else(|| PathBuf::from(&text), |folder| folder.join(&text)))
+    }
+
+    /// `None` where it is not set.
+    fn optional_double(&self, name: &str) -> Option<f64> {
+        match self.0.get(name) {
+            Some(ParameterValue::Double(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// `None` where it is zero, which stands for no limit.
+    fn limit(&self, name: &str) -> Option<f64> {
+        self.optional_double(name).filter(|value| *value > 0.0)
+    }
+
+    fn count(&self, name: &str) -> usize {
+        usize::try_from(self.integer(name)).unwrap_or(0)
+    }
+
+    /// `None` where the text is empty.
+    fn optional_string(&self, name: &str) -> Option<String> {
+        Some(self.string(name)).filter(|text| !text.is_empty())
+    }
+
+    fn strings(&self, name: &str) -> Option<Vec<String>> {
+        match self.0.get(name) {
+            Some(ParameterValue::StringArray(values)) => Some(values.clone()),
+            _ => None,
+        }
+    }
+
+    fn handover(&self) -> HandoverConfig {
+        HandoverConfig {
+            // The table's check let only known modes through.
+            mode: self.string("handover.mode").parse().unwrap_or(HandoverMode::Blend),
+            execute_horizon: Some(self.count("handover.execute_horizon")).filter(|&steps| steps > 0),
+            overlap: self.count("handover.overlap"),
+            initial_latency: self.milliseconds("handover.initial_latency_ms"),
+        }
+    }
+
+    fn commands(&self) -> CommandConfig {
+        let base = |key| BaseConfig {
+            topic: self.string("base_twist.topic"),
+            key,
+            components: self.strings("base_twist.components").unwrap_or_default(),
+            frame_id: self.string("base_twist.frame_id"),
+            max_linear: self.limit("base_twist.max_linear"),
+            max_angular: self.limit("base_twist.max_angular"),
+        };
+        CommandConfig {
+            rate: self.double("command_rate"),
+            positions_topic: self.optional_string("positions_topic"),
+            positions_joints: self.strings("positions_joints").filter(|joints| !joints.is_empty()),
+            base: self.optional_string("base_twist.key").map(base),
+        }
+    }
+
+    fn safety(&self) -> SafetyConfig {
+        let joint = |joint: String| {
+            let of = |field: &str| self.optional_double(&format!("limits.{joint}.{field}"));
+            let limits = JointLimits {
+                lower: of("lower"),
+                upper: of("upper"),
+                velocity: of("velocity"),
+                step: of("step"),
+            };
+            (joint, limits)
+        };
+        SafetyConfig {
+            dry_run: self.bool("dry_run"),
+            autostart: self.bool("autostart"),
+            estop_topic: self.string("estop_topic"),
+            robot_description_topic: self.optional_string("robot_description_topic"),
+            limits: LimitSettings {
+                joints: self.0.group_keys("limits").into_iter().map(joint).collect(),
+                default_velocity: self.limit("default_limits.velocity"),
+                default_step: self.limit("default_limits.step"),
+            },
+            watchdog: WatchdogConfig {
+                // The table's check let only known actions through.
+                action: self.string("watchdog.action").parse().unwrap_or(Action::Hold),
+                max_observation_age: self.milliseconds("watchdog.max_observation_age_ms"),
+                max_joint_age: self.milliseconds("watchdog.max_state_age_ms"),
+                max_inference: self.milliseconds("watchdog.max_inference_ms"),
+                max_chunk_age: self.milliseconds("watchdog.max_chunk_age_ms"),
+            },
+        }
     }
 
     fn cameras(&self) -> BTreeMap<String, CameraConfig> {

@@ -62,6 +62,8 @@ pub enum Constraint {
     Text(usize),
     /// A topic name by the rules of ROS 2.
     Topic,
+    /// The same, or empty for none.
+    OptionalTopic,
     /// A tf2 frame: any text without a leading slash.
     Frame,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -133,6 +135,10 @@ impl ParameterSpec {
             (Constraint::Topic, V::String(text)) => {
                 topic_fault(text).map(|fault| format!("{}{fault}", quoted(text)))
             }
+            (Constraint::OptionalTopic, V::String(text)) => {
+                let fault = if text.is_empty() { None } else { topic_fault(text) };
+                fault.map(|fault| format!("{}{fault}", quoted(text)))
+            }
             (Constraint::Frame, V::String(text)) => text.starts_with('/').then(|| quoted(text)),
             (Constraint::Device, V::String(text)) => {
                 text.parse::<super::Device>().is_err().then(|| quoted(text))
@@ -174,6 +180,7 @@ impl ParameterSpec {
             (Constraint::NonEmpty(what), _) => format!("a non-empty {what}"),
             (Constraint::Text(most), _) => format!("a string of at most {most} characters"),
             (Constraint::Topic, _) => "a non-empty topic name".into(),
+            (Constraint::OptionalTopic, _) => "a topic name, or nothing".into(),
             (Constraint::Frame, _) => "a frame name without a leading slash".into(),
             (Constraint::Device, _) => "auto, cpu, cuda or cuda:N".into(),
             (Constraint::Choice(choices), _) => choices.join(" or "),
@@ -198,6 +205,7 @@ impl ParameterSpec {
             Constraint::Text(most) => format!("≤ {most} characters"),
             Constraint::None
             | Constraint::Topic
+            | Constraint::OptionalTopic
             | Constraint::Frame
             | Constraint::Device
             | Constraint::Joints(0) => String::new(),
