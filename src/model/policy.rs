@@ -85,12 +85,14 @@ pub struct PredictRequest {
     pub noise: Noise,
     /// Actions that the chunk is to agree with, for real-time chunking.
     pub planned: Option<PlannedActions>,
+    /// Denoising steps from this request on; None leaves them as they are.
+    pub denoising_steps: Option<usize>,
 }
 
 impl PredictRequest {
     /// A request for a chunk that is free of earlier ones.
     pub fn new(observation: Observation, noise: Noise) -> Self {
-        Self { observation, noise, planned: None }
+        Self { observation, noise, planned: None, denoising_steps: None }
     }
 }
 
@@ -226,7 +228,10 @@ impl Policy {
     /// What does not fit, or [`ModelError::NonFinite`]: a chunk with NaN or infinity is never handed out.
     pub fn predict(&mut self, request: &PredictRequest) -> Result<Prediction, PolicyError> {
         let start = Instant::now();
-        let PredictRequest { observation, noise, planned } = request;
+        let PredictRequest { observation, noise, planned, denoising_steps } = request;
+        if let Some(steps) = *denoising_steps {
+            self.head.set_steps(steps)?;
+        }
         let inputs = self.processor.prepare(observation)?;
         let shape = self.noise_shape();
         let guidance = planned
