@@ -1,6 +1,5 @@
 //! The loaded policy: noise, denoising steps, checkpoints in other layouts, and what it refuses.
 
-#[allow(dead_code)]
 #[path = "support/checkpoint_writer.rs"]
 mod checkpoint_writer;
 

@@ -34,7 +34,7 @@ struct Arguments {
     /// Namespace of the node and of all its topics
     #[arg(long, default_value = "/")]
     namespace: String,
-    /// Camera names, comma separated; each publishes <name>/image_raw
+    /// Camera names, comma separated; each publishes NAME/image_raw
     #[arg(long, value_delimiter = ',', default_value = "front,wrist")]
     cameras: Vec<String>,
     /// Picture size in pixels
@@ -49,7 +49,7 @@ struct Arguments {
     /// Joint names, comma separated [default: the joints of the demo's robot]
     #[arg(long, value_delimiter = ',')]
     joints: Vec<String>,
-    /// Publish JPEG pictures on <name>/image_raw/compressed instead of raw ones
+    /// Publish JPEG pictures on NAME/image_raw/compressed instead of raw ones
     #[arg(long)]
     compressed: bool,
     /// Topic of the trajectories to listen to

@@ -148,7 +148,7 @@ impl Shared {
 
 /// Runs the node until `stop` completes.
 ///
-/// `load` runs on the policy's own thread; see [`load`](self::load) for the one that the binary uses.
+/// `load` runs on the policy's own thread; see [`load`] for the one that the binary uses.
 ///
 /// # Errors
 /// Why it could not start. Once it runs, nothing that arrives ends it.

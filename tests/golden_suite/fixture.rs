@@ -16,6 +16,8 @@ pub struct Fixture {
     pub manifest: Manifest,
 }
 
+// Only the suites of the network read the list of tensors.
+#[cfg_attr(not(feature = "torch"), allow(dead_code))]
 #[derive(Deserialize)]
 pub struct Manifest {
     pub observations: Vec<ObservationInfo>,
@@ -62,6 +64,7 @@ pub struct ImageRow {
     pub tokens: usize,
 }
 
+#[cfg_attr(not(feature = "torch"), allow(dead_code))]
 #[derive(Deserialize)]
 pub struct TensorInfo {
     pub file: String,
