@@ -236,10 +236,11 @@ fn denoise(
     actions
 }
 
+/// The fastest that a chunk moves, rad/s, the approach to its first row included.
 fn steepest(chunk: &MotionChunk) -> f64 {
-    let values = chunk.values();
-    let pairs = values.rows().into_iter().zip(values.rows().into_iter().skip(1));
-    let change = pairs.map(|(a, b)| f64::from((b[0] - a[0]).abs())).fold(0.0, f64::max);
+    let rows = chunk.values().column(0).mapv(f64::from);
+    let poses: Vec<f64> = chunk.origin().into_iter().flatten().copied().chain(rows).collect();
+    let change = poses.windows(2).map(|pair| (pair[1] - pair[0]).abs()).fold(0.0, f64::max);
     change / chunk.step_time().as_secs_f64()
 }
 
@@ -336,10 +337,10 @@ pub fn simulate(
             answer = Some((now + took, joint_chunk(observed, request.sequence, values)?));
         }
         if let Some((_, chunk)) = answer.take_if(|(arrival, _)| *arrival <= now) {
-            fastest = fastest.max(steepest(&chunk));
             let running = scheduler.plan().cloned();
             let arrival = scheduler.on_chunk(now, chunk);
             let entered = scheduler.plan().and_then(|plan| plan.newest());
+            fastest = fastest.max(entered.map_or(0.0, steepest));
             if let (Some(running), Some(entered), Arrival::Entered { ramp, .. }) = (running, entered, arrival)
             {
                 if disagreements.len() == handovers {
@@ -451,7 +452,7 @@ mod tests {
             for (name, measured) in [("blend", &blend), ("rtc", &rtc)] {
                 assert!(measured.position.max <= bound(measured), "{name} at {latency} ms: {measured:?}");
                 assert!(
-                    replace.position.max > 1.2 * bound(measured),
+                    replace.position.max > 1.25 * bound(measured),
                     "{name} at {latency} ms: {measured:?} against {replace:?}"
                 );
                 assert!(measured.velocity.max < 0.3 * replace.velocity.max, "{name} at {latency} ms");
