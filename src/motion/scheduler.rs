@@ -342,6 +342,7 @@ impl Scheduler {
         self.lowest_accepted = chunk.sequence().saturating_add(1);
         let row = (0..chunk.horizon()).find(|&row| chunk.time_of(row) >= now).unwrap_or(0);
         let ramp = self.ramp(now, answered.and_then(|pending| pending.frozen_until));
+        let chunk = self.with_origin(now, chunk);
         match (&mut self.plan, ramp) {
             (Some(plan), Some(ramp)) => plan.enter(chunk, ramp),
             (plan, _) => *plan = Some(ActivePlan::of(chunk)),
@@ -432,6 +433,18 @@ impl Scheduler {
             return Some(Dropped::Layout);
         }
         (self.config.mode != HandoverMode::Replace && !plan.has_room()).then_some(Dropped::Crowded)
+    }
+
+    /// A chunk that is entered before its first row, with what was commanded at its start as the pose from which that row is
+    /// approached. Without it the chunk would be at its first row too early, by up to a step.
+    fn with_origin(&self, now: Stamp, chunk: MotionChunk) -> MotionChunk {
+        let Some(plan) = &self.plan else { return chunk };
+        if chunk.origin().is_some() || now < chunk.start() || chunk.time_of(0) <= now {
+            return chunk;
+        }
+        let pose = plan.sample(chunk.start()).positions;
+        // Plan and chunk have one layout, and poses are finite.
+        chunk.clone().with_origin(pose).unwrap_or(chunk)
     }
 
     /// How a chunk takes over at `now`, whose rows are frozen until `frozen_until`.
