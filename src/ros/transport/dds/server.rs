@@ -13,13 +13,14 @@
 //! ROS 2 runs on.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use ros2_client::{Gid, Name, RmwRequestId, ServiceTypeName, qos as crate_qos, qos::QosProfile};
 use rustdds::{
-    RepresentationIdentifier,
+    GUID, RepresentationIdentifier,
     serialization::{Error as CdrError, deserialize_from_cdr_with_rep_id, to_writer_with_rep_id},
 };
 use serde::{
@@ -38,9 +39,13 @@ use crate::ros::{
 /// Longest request that is taken, in bytes. Setting every parameter of a node at once stays far below.
 const MAX_REQUEST: usize = 256 << 10;
 
-/// How long an answer waits for its client's reader to be discovered. A request can be faster than that.
-const READER_DISCOVERY: Duration = Duration::from_secs(1);
-const READER_POLL: Duration = Duration::from_millis(5);
+/// How long a client's first answer waits for the client's reader to be discovered. The request can be faster than that.
+const DISCOVERY: Duration = Duration::from_secs(1);
+const DISCOVERY_POLL: Duration = Duration::from_millis(5);
+
+/// How long RustDDS may take to connect its writer to a reader that it has discovered. It connects at once, but in another
+/// thread, and does not tell us when.
+const CONNECTION: Duration = Duration::from_millis(50);
 
 /// How long an answer waits for room in the send window.
 const SEND_WAIT: Duration = Duration::from_millis(500);
@@ -99,15 +104,18 @@ impl Node {
         Ok(Server(abort))
     }
 
-    /// Whether a reader of the topic that belongs to this participant has been discovered.
-    fn knows_reader(&self, dds_topic: &str, participant: &[u8]) -> bool {
+    /// The readers of a topic that have been discovered, of the participant with this GUID prefix.
+    fn readers_of(&self, dds_topic: &str, participant: &[u8]) -> Vec<GUID> {
         let Some(domain) = self.lock().as_ref().map(|live| live.context.domain_participant()) else {
-            return false;
+            return Vec::new();
         };
-        domain.discovered_readers().iter().any(|reader| {
-            reader.subscription_topic_data.topic_name() == dds_topic
-                && reader.reader_proxy.remote_reader_guid.to_bytes().starts_with(participant)
-        })
+        domain
+            .discovered_readers()
+            .into_iter()
+            .filter(|reader| reader.subscription_topic_data.topic_name() == dds_topic)
+            .map(|reader| reader.reader_proxy.remote_reader_guid)
+            .filter(|reader| reader.to_bytes().starts_with(participant))
+            .collect()
     }
 }
 
@@ -134,6 +142,7 @@ impl Answering {
         H: FnMut(S::Request) -> F + Send + 'static,
         F: Future<Output = S::Response> + Send + 'static,
     {
+        let mut clients = Clients::default();
         loop {
             let received = tokio::select! {
                 biased;
@@ -144,7 +153,7 @@ impl Answering {
                 Ok((id, raw)) => match Caller::read::<S::Request>(self.mapping_of(id), id, &raw.0) {
                     Ok((caller, request)) => {
                         let response = handler(request).await;
-                        self.answer(&caller, &response).await;
+                        self.answer(&mut clients, &caller, &response).await;
                     }
                     Err(error) => self.damaged(&error),
                 },
@@ -170,10 +179,10 @@ impl Answering {
         }
     }
 
-    async fn answer<R: Serialize>(&self, caller: &Caller, response: &R) {
+    async fn answer<R: Serialize>(&self, clients: &mut Clients, caller: &Caller, response: &R) {
         let sent = async {
             let raw = caller.write(response).map_err(|e| e.to_string())?;
-            self.reader_known(caller.id).await;
+            self.connected(clients, caller.id.writer_gid).await;
             timeout(SEND_WAIT, self.server.async_send_response(caller.id, Raw(raw)))
                 .await
                 .map_err(|_| "the send window is full".to_owned())?
@@ -188,22 +197,55 @@ impl Answering {
         }
     }
 
-    /// Waits until the client's reader is known, without which the answer would go nowhere. Not for ever: a client may
-    /// have left.
-    async fn reader_known(&self, id: RmwRequestId) {
-        let participant = &id.writer_gid.to_bytes16()[..12];
-        let known = async {
-            while let Some(node) = self.node.upgrade() {
-                if node.knows_reader(&self.reply_topic, participant) {
-                    break;
+    /// Before the first answer to a client: waits until its reader is connected, without which the answer would go
+    /// nowhere. Not for ever, since a client may have left.
+    async fn connected(&self, clients: &mut Clients, client: Gid) {
+        if clients.0.contains_key(&client) {
+            return;
+        }
+        let bytes = client.to_bytes16();
+        let reader = async {
+            loop {
+                let node = self.node.upgrade()?;
+                if let Some(reader) =
+                    clients.reader_for(client, &node.readers_of(&self.reply_topic, &bytes[..12]))
+                {
+                    return Some(reader);
                 }
                 drop(node);
-                tokio::time::sleep(READER_POLL).await;
+                tokio::time::sleep(DISCOVERY_POLL).await;
             }
         };
-        if timeout(READER_DISCOVERY, known).await.is_err() {
-            tracing::debug!("nobody listens for an answer of {}", self.name);
+        let reader = timeout(DISCOVERY, reader).await.ok().flatten();
+        match reader {
+            Some(_) => tokio::time::sleep(CONNECTION).await,
+            None => tracing::debug!("nobody is known to listen for the answer of {}", self.name),
         }
+        clients.insert(client, reader);
+    }
+}
+
+/// The clients that have called, each with the reader that hears its answers. Nothing on the wire says which reader that
+/// is: Fast DDS calls clients by it, for others it is the one that no other client of the same participant has.
+#[derive(Default)]
+struct Clients(HashMap<Gid, Option<GUID>>);
+
+impl Clients {
+    /// Clients remembered. Each `ros2 service call` is a new one.
+    const MAX: usize = 256;
+
+    fn reader_for(&self, client: Gid, discovered: &[GUID]) -> Option<GUID> {
+        let own = discovered.iter().find(|reader| Gid::from(**reader) == client);
+        let free =
+            || discovered.iter().find(|reader| !self.0.values().flatten().any(|taken| taken == *reader));
+        own.or_else(free).copied()
+    }
+
+    fn insert(&mut self, client: Gid, reader: Option<GUID>) {
+        if self.0.len() >= Self::MAX {
+            self.0.clear();
+        }
+        self.0.insert(client, reader);
     }
 }
 
@@ -354,6 +396,21 @@ mod tests {
         ] {
             assert_eq!(mapping_of_vendor(id(vendor).writer_gid), mapping, "{vendor:?}");
         }
+    }
+
+    #[test]
+    fn a_reader_that_hears_for_one_client_is_not_taken_for_anothers() {
+        let guid = |last: u8| GUID::from_bytes(std::array::from_fn(|i| if i == 15 { last } else { 7 }));
+        let gid = |last: u8| Gid::from(guid(last));
+        let mut clients = Clients::default();
+        assert_eq!(clients.reader_for(gid(1), &[]), None);
+        assert_eq!(clients.reader_for(gid(1), &[guid(2)]), Some(guid(2)));
+        clients.insert(gid(1), Some(guid(2)));
+        assert_eq!(clients.reader_for(gid(3), &[guid(2)]), None, "that of the first client");
+        assert_eq!(clients.reader_for(gid(3), &[guid(2), guid(4)]), Some(guid(4)));
+        assert_eq!(clients.reader_for(gid(4), &[guid(5), guid(4)]), Some(guid(4)), "named by its reader");
+        (0..=255).for_each(|i| clients.insert(Gid::from([i; 16]), None));
+        assert!(clients.0.len() <= Clients::MAX);
     }
 
     #[test]
