@@ -4,7 +4,7 @@ use std::path::Path;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use groot_policy::{
-    model::policy::{Noise, Policy},
+    model::policy::{Noise, Policy, PredictRequest},
     node::{config::NodeConfig, policy::policy_options},
     synthetic::{SyntheticOptions, SyntheticRobot},
 };
@@ -19,8 +19,9 @@ fn tick(criterion: &mut Criterion) {
     for (camera, frames) in &mut observation.video {
         *frames = vec![robot.frame(camera, 1.0).expect("the demo robot has the demo's cameras")];
     }
+    let request = PredictRequest::new(observation, Noise::Seed(1));
     criterion.bench_function("tick of the tiny model, two 640x480 cameras, CPU", |bencher| {
-        bencher.iter(|| policy.predict(&observation, Noise::Seed(1)).expect("the tiny model predicts"));
+        bencher.iter(|| policy.predict(&request).expect("the tiny model predicts"));
     });
 }
 

@@ -10,10 +10,8 @@ use std::{
 };
 
 use groot_policy::ros::{
-    msg::{String as Text, Time},
-    srv::{
-        Clock, Empty, GetParameters, GetParametersResponse, Names, ParameterValue, Trigger, TriggerResponse,
-    },
+    msg::{Clock, String as Text, Time},
+    srv::{Empty, GetParameters, GetParametersResponse, Names, ParameterValue, Trigger, TriggerResponse},
     transport::{NodeOptions, Qos, RosError, RosNode, ServiceCounters},
 };
 use ros2_client::{Client, Context, Name, Node, QosProfile, ServiceMapping, ServiceTypeName};

@@ -11,7 +11,7 @@ use checkpoint_writer::{
 use groot_policy::{
     model::{
         ModelError,
-        policy::{Noise, Policy, PolicyError, PolicyOptions, Prediction, seeded_noise},
+        policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Prediction, seeded_noise},
     },
     observation::Observation,
 };
@@ -50,11 +50,14 @@ fn assert_equal(a: &Prediction, b: &Prediction) {
 fn equal_seeds_give_equal_actions_and_the_noise_itself_may_be_given() {
     let mut policy = load(&tiny_checkpoint());
     let observation = observation(&policy);
-    let first = policy.predict(&observation, Noise::Seed(5)).unwrap();
-    assert_equal(&first, &policy.predict(&observation, Noise::Seed(5)).unwrap());
+    let first = policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap();
+    assert_equal(&first, &policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap());
     let noise = seeded_noise(5, policy.noise_shape());
-    assert_equal(&first, &policy.predict(&observation, Noise::Given(noise)).unwrap());
-    let other = policy.predict(&observation, Noise::Seed(6)).unwrap();
+    assert_equal(
+        &first,
+        &policy.predict(&PredictRequest::new(observation.clone(), Noise::Given(noise))).unwrap(),
+    );
+    let other = policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(6))).unwrap();
     assert_ne!(first.normalised, other.normalised);
     assert_eq!((first.seed, other.seed), (Some(5), Some(6)));
 }
@@ -76,7 +79,10 @@ fn noise_of_another_shape_is_refused_with_both_shapes() {
     let observation = observation(&policy);
     let (rows, columns) = policy.noise_shape();
     let noise = seeded_noise(5, (rows + 1, columns));
-    let error = policy.predict(&observation, Noise::Given(noise)).unwrap_err().to_string();
+    let error = policy
+        .predict(&PredictRequest::new(observation.clone(), Noise::Given(noise)))
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains(&format!("{rows}, {columns}")) && error.contains(&(rows + 1).to_string()),
         "{error}"
@@ -88,11 +94,14 @@ fn the_number_of_denoising_steps_can_be_set_and_changed() {
     let six = PolicyOptions { denoising_steps: Some(6), ..options(&tiny_checkpoint()) };
     let mut policy = Policy::load(&six).unwrap();
     let observation = observation(&policy);
-    let with_six = policy.predict(&observation, Noise::Seed(5)).unwrap();
+    let with_six = policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap();
     policy.set_denoising_steps(4).unwrap();
-    let with_four = policy.predict(&observation, Noise::Seed(5)).unwrap();
+    let with_four = policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap();
     assert_ne!(with_six.normalised, with_four.normalised);
-    assert_equal(&with_four, &load(&tiny_checkpoint()).predict(&observation, Noise::Seed(5)).unwrap());
+    assert_equal(
+        &with_four,
+        &load(&tiny_checkpoint()).predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap(),
+    );
     let error = policy.set_denoising_steps(0).unwrap_err().to_string();
     assert!(error.contains("1 to 1000") && error.contains("found 0"), "{error}");
 }
@@ -108,8 +117,11 @@ fn a_sharded_checkpoint_in_f32_gives_the_same_actions_as_the_single_file_in_bf16
     write_shards(sharded.path(), &deal(wide, 3));
     let mut single = load(&tiny_checkpoint());
     let observation = observation(&single);
-    let expected = single.predict(&observation, Noise::Seed(5)).unwrap();
-    assert_equal(&expected, &load(sharded.path()).predict(&observation, Noise::Seed(5)).unwrap());
+    let expected = single.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap();
+    assert_equal(
+        &expected,
+        &load(sharded.path()).predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap(),
+    );
 }
 
 #[test]
@@ -127,7 +139,7 @@ fn a_network_that_computes_nan_gives_an_error_that_names_the_stage_and_never_a_c
         write_tensors(&broken.path().join(SINGLE_FILE), &tensors);
         let mut policy = load(broken.path());
         let observation = observation(&policy);
-        match policy.predict(&observation, Noise::Seed(5)) {
+        match policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))) {
             Err(PolicyError::Model(ModelError::NonFinite { stage: found, count })) => {
                 assert_eq!(found, stage);
                 assert!(count > 0);
@@ -147,28 +159,33 @@ fn observations_that_do_not_fit_are_refused_with_what_is_missing() {
 
     let mut lacking = whole.clone();
     lacking.video.remove(&camera);
-    let error = policy.predict(&lacking, Noise::Seed(0)).unwrap_err().to_string();
+    let error =
+        policy.predict(&PredictRequest::new(lacking.clone(), Noise::Seed(0))).unwrap_err().to_string();
     assert!(error.contains(&camera) && error.contains("expected 1 frame(s), found 0"), "{error}");
 
     let mut uneven = whole.clone();
     uneven.video.get_mut(&camera).unwrap()[0] = RgbImage::new(100, 100);
-    let error = policy.predict(&uneven, Noise::Seed(0)).unwrap_err().to_string();
+    let error = policy.predict(&PredictRequest::new(uneven.clone(), Noise::Seed(0))).unwrap_err().to_string();
     assert!(error.contains("one size after resizing") && error.contains("(256, 256)"), "{error}");
 
     let mut lacking = whole.clone();
     lacking.state.remove(&key);
-    let error = policy.predict(&lacking, Noise::Seed(0)).unwrap_err().to_string();
+    let error =
+        policy.predict(&PredictRequest::new(lacking.clone(), Noise::Seed(0))).unwrap_err().to_string();
     assert!(error.contains(&key), "{error}");
 
     let mut broken = whole.clone();
     broken.state.get_mut(&key).unwrap()[(0, 0)] = f32::NAN;
-    let error = policy.predict(&broken, Noise::Seed(0)).unwrap_err().to_string();
+    let error = policy.predict(&PredictRequest::new(broken.clone(), Noise::Seed(0))).unwrap_err().to_string();
     assert!(error.contains(&key) && error.contains("NaN"), "{error}");
 
     let mut silent = whole.clone();
     silent.instruction.clear();
-    assert!(policy.predict(&silent, Noise::Seed(0)).is_ok());
-    assert!(policy.predict(&whole, Noise::Seed(0)).is_ok(), "the policy goes on after refusals");
+    assert!(policy.predict(&PredictRequest::new(silent.clone(), Noise::Seed(0))).is_ok());
+    assert!(
+        policy.predict(&PredictRequest::new(whole.clone(), Noise::Seed(0))).is_ok(),
+        "the policy goes on after refusals"
+    );
 }
 
 #[test]

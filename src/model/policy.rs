@@ -153,6 +153,7 @@ pub struct Policy {
     processor: Processor,
     backbone: Backbone,
     head: ActionHead,
+    default_steps: usize,
     device: Device,
     kind: Kind,
 }
@@ -189,7 +190,8 @@ impl Policy {
         let at = root.at("action_head");
         let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
         let head = ActionHead::load(&at, model, processor.embodiment_index(), dit)?;
-        Ok(Self { processor, backbone, head, device, kind })
+        let default_steps = head.steps();
+        Ok(Self { processor, backbone, head, default_steps, device, kind })
     }
 
     /// What turns observations into inputs and outputs into actions.
@@ -215,6 +217,11 @@ impl Policy {
     /// Rows and columns of the noise: (action horizon, max action dim).
     pub fn noise_shape(&self) -> (usize, usize) {
         self.head.noise_shape()
+    }
+
+    /// Denoising steps that the checkpoint asks for.
+    pub fn default_denoising_steps(&self) -> usize {
+        self.default_steps
     }
 
     /// Changes the number of denoising steps.

@@ -2,12 +2,13 @@
 //!
 //! libtorch and CUDA are never touched from the async side: it sends observations and gets predictions back over
 //! channels. Of the observations that wait, only the newest is answered. Dropping the [`PolicyThread`] stops the
-//! thread after the prediction in progress and joins it.
+//! thread after the prediction in progress and joins it; one that hangs is left behind, so that the node still ends.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{oneshot, watch};
@@ -16,6 +17,9 @@ use super::policy::{PolicyError, PredictRequest, Prediction};
 
 /// What the thread does with each request.
 pub type Predict = Box<dyn FnMut(&PredictRequest) -> Result<Prediction, PolicyError>>;
+
+/// How long the end waits for the prediction in progress.
+const LAST_PREDICTION: Duration = Duration::from_millis(800);
 
 /// How far the policy is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,9 +143,14 @@ impl<T: Clone + Send + Sync + 'static> PolicyThread<T> {
 impl<T> Drop for PolicyThread<T> {
     fn drop(&mut self) {
         self.shared.stop();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+        let Some(thread) = self.thread.take() else { return };
+        let deadline = Instant::now() + LAST_PREDICTION;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !thread.is_finished() {
+            tracing::warn!("the prediction in progress does not end; it is left behind");
+        } else if thread.join().is_err() {
             tracing::error!("the policy's thread ended by a panic");
         }
     }

@@ -25,46 +25,19 @@ use crate::ros::{
     },
     transport::{RosError, RosNode, ServiceServer},
 };
-
-/// Where a node is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LifecycleState {
-    /// It is there, and not ready: the policy is loading.
-    Unconfigured,
-    /// It is ready, and moves nothing.
-    Inactive,
-    /// It moves the robot.
-    Active,
-    /// It is about to end.
-    Finalized,
-}
-
-/// A way from one state to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LifecycleTransition {
-    /// Get ready.
-    Configure,
-    /// Give back what getting ready took.
-    Cleanup,
-    /// Start to move the robot.
-    Activate,
-    /// Stop moving it.
-    Deactivate,
-    /// End.
-    Shutdown,
-}
+use crate::safety::gate::{State, Transition};
 
 /// The state machine behind the services. Its methods are called from several tasks and must not wait long.
 pub trait Lifecycle: Send + Sync + 'static {
     /// The present state.
-    fn state(&self) -> LifecycleState;
+    fn state(&self) -> State;
 
     /// Goes from the present state to another; only asked for what the table of transitions allows there. Gives back what
     /// to tell people.
     ///
     /// # Errors
     /// Why the node stays where it is.
-    fn change(&self, transition: LifecycleTransition) -> Result<String, String>;
+    fn change(&self, transition: Transition) -> Result<String, String>;
 
     /// Lifts what is latched. Gives back what to tell people.
     ///
@@ -73,55 +46,20 @@ pub trait Lifecycle: Send + Sync + 'static {
     fn reset(&self) -> Result<String, String>;
 }
 
-use LifecycleState as State;
-use LifecycleTransition as Transition;
+const STATES: [State; 4] = [State::Unconfigured, State::Inactive, State::Active, State::Finalized];
 
-/// Number, transition, where it begins, where it leads.
-const TRANSITIONS: [(u8, Transition, State, State); 7] = [
-    (1, Transition::Configure, State::Unconfigured, State::Inactive),
-    (2, Transition::Cleanup, State::Inactive, State::Unconfigured),
-    (3, Transition::Activate, State::Inactive, State::Active),
-    (4, Transition::Deactivate, State::Active, State::Inactive),
-    (5, Transition::Shutdown, State::Unconfigured, State::Finalized),
-    (6, Transition::Shutdown, State::Inactive, State::Finalized),
-    (7, Transition::Shutdown, State::Active, State::Finalized),
-];
-
-impl LifecycleState {
-    const ALL: [Self; 4] = [Self::Unconfigured, Self::Inactive, Self::Active, Self::Finalized];
-
-    /// Its name in `lifecycle_msgs`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unconfigured => "unconfigured",
-            Self::Inactive => "inactive",
-            Self::Active => "active",
-            Self::Finalized => "finalized",
-        }
-    }
-
-    fn message(self) -> srv::State {
-        let id = match self {
-            Self::Unconfigured => 1,
-            Self::Inactive => 2,
-            Self::Active => 3,
-            Self::Finalized => 4,
-        };
-        srv::State { id, label: self.label().to_owned() }
-    }
+/// Every transition with its number, where it begins and where it leads.
+fn transitions() -> impl Iterator<Item = (u8, Transition, State, State)> {
+    STATES.into_iter().flat_map(|start| {
+        Transition::ALL.into_iter().filter_map(move |transition| {
+            let (id, goal) = transition.from_state(start)?;
+            Some((id, transition, start, goal))
+        })
+    })
 }
 
-impl LifecycleTransition {
-    /// Its name in `lifecycle_msgs`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Configure => "configure",
-            Self::Cleanup => "cleanup",
-            Self::Activate => "activate",
-            Self::Deactivate => "deactivate",
-            Self::Shutdown => "shutdown",
-        }
-    }
+fn message(state: State) -> srv::State {
+    srv::State { id: state.id(), label: state.label().to_owned() }
 }
 
 /// Offers the services for as long as they are kept.
@@ -132,7 +70,7 @@ pub fn serve(node: &RosNode, lifecycle: Arc<dyn Lifecycle>) -> Result<Vec<Servic
     let offer = Offer { node, lifecycle };
     Ok(vec![
         offer.of::<GetState>("~/get_state", |lifecycle, _| GetStateResponse {
-            current_state: lifecycle.state().message(),
+            current_state: message(lifecycle.state()),
         })?,
         offer.of::<ChangeState>("~/change_state", |lifecycle, request| {
             let outcome = asked_for(lifecycle.state(), &request.transition)
@@ -140,7 +78,7 @@ pub fn serve(node: &RosNode, lifecycle: Arc<dyn Lifecycle>) -> Result<Vec<Servic
             ChangeStateResponse { success: told("change_state", outcome).success }
         })?,
         offer.of::<GetAvailableStates>("~/get_available_states", |_, _| GetAvailableStatesResponse {
-            available_states: State::ALL.map(State::message).to_vec(),
+            available_states: STATES.map(message).to_vec(),
         })?,
         offer.of::<GetAvailableTransitions>("~/get_available_transitions", |lifecycle, _| {
             GetAvailableTransitionsResponse { available_transitions: available(lifecycle.state()) }
@@ -192,10 +130,10 @@ fn told(service: &str, outcome: Result<String, String>) -> TriggerResponse {
 
 /// What a request of `ChangeState` means: its label where it has one, else its number, as in `rcl_lifecycle`.
 fn asked_for(state: State, request: &srv::Transition) -> Result<Transition, String> {
-    let named = TRANSITIONS.iter().find(|(id, transition, ..)| {
+    let named = transitions().find(|(id, transition, ..)| {
         if request.label.is_empty() { *id == request.id } else { transition.label() == request.label }
     });
-    let Some(&(_, transition, start, _)) = named else {
+    let Some((_, transition, start, _)) = named else {
         return Err(format!("there is no transition {} {:?}", request.id, shortened(&request.label)));
     };
     // A number stands for one way only, a label for all of that name.
@@ -207,7 +145,7 @@ fn asked_for(state: State, request: &srv::Transition) -> Result<Transition, Stri
 }
 
 fn possible(state: State, transition: Transition) -> Result<(), String> {
-    let known = TRANSITIONS.iter().any(|(_, other, start, _)| (*other, *start) == (transition, state));
+    let known = transitions().any(|(_, other, start, _)| (other, start) == (transition, state));
     if known { Ok(()) } else { Err(impossible(state, transition)) }
 }
 
@@ -220,12 +158,12 @@ fn shortened(text: &str) -> String {
 }
 
 fn available(state: State) -> Vec<TransitionDescription> {
-    let from_here = TRANSITIONS.iter().filter(|(_, _, start, _)| *start == state);
-    from_here
+    transitions()
+        .filter(|(_, _, start, _)| *start == state)
         .map(|(id, transition, start, goal)| TransitionDescription {
-            transition: srv::Transition { id: *id, label: transition.label().to_owned() },
-            start_state: start.message(),
-            goal_state: goal.message(),
+            transition: srv::Transition { id, label: transition.label().to_owned() },
+            start_state: message(start),
+            goal_state: message(goal),
         })
         .collect()
 }
@@ -263,11 +201,11 @@ mod tests {
 
     #[test]
     fn whatever_is_available_can_be_asked_for() {
-        for state in State::ALL {
+        for state in STATES {
             for description in available(state) {
                 assert!(asked_for(state, &request(description.transition.id, "")).is_ok());
                 assert!(asked_for(state, &request(0, &description.transition.label)).is_ok());
-                assert_eq!(description.start_state, state.message());
+                assert_eq!(description.start_state, message(state));
             }
         }
         assert_eq!(available(State::Finalized), []);

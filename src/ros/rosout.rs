@@ -20,8 +20,7 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context};
 
 use super::{
-    msg::Time,
-    srv::{Log, severity},
+    msg::{Log, Time},
     transport::{Publisher, Qos, RosError, RosNode},
 };
 
@@ -104,8 +103,10 @@ impl RosoutQueue {
         if lost > 0 {
             let notice = Log {
                 name: name.to_owned(),
-                level: severity::WARN,
-                msg: format!("{lost} lines of the log were dropped: they came faster than they could be sent"),
+                level: Log::WARN,
+                msg: format!(
+                    "{lost} lines of the log were dropped: they came faster than they could be sent"
+                ),
                 ..log.clone()
             };
             if let Err(error) = publisher.publish(notice) {
@@ -128,10 +129,10 @@ fn is_own(target: &str) -> bool {
 
 fn severity_of(level: &Level) -> u8 {
     match *level {
-        Level::ERROR => severity::ERROR,
-        Level::WARN => severity::WARN,
-        Level::INFO => severity::INFO,
-        Level::DEBUG | Level::TRACE => severity::DEBUG,
+        Level::ERROR => Log::ERROR,
+        Level::WARN => Log::WARN,
+        Level::INFO => Log::INFO,
+        Level::DEBUG | Level::TRACE => Log::DEBUG,
     }
 }
 

@@ -103,44 +103,8 @@ pub mod parameter_type {
     pub const STRING_ARRAY: u8 = 9;
 }
 
-/// Severities, as `rcl_interfaces/Log` numbers them.
-pub mod severity {
-    /// For developers.
-    pub const DEBUG: u8 = 10;
-    /// What goes on.
-    pub const INFO: u8 = 20;
-    /// What may go wrong.
-    pub const WARN: u8 = 30;
-    /// What went wrong.
-    pub const ERROR: u8 = 40;
-}
-
 messages! {
-    "rosgraph_msgs" {
-        /// The time of a simulation or of a recording that is played back.
-        Clock {
-            /// What time it is.
-            clock: Time,
-        }
-    }
     "rcl_interfaces" {
-        /// A line of the log, as it travels on `/rosout`.
-        Log {
-            /// When it was written.
-            stamp: Time,
-            /// One of [`severity`].
-            level: u8,
-            /// The logger's name, usually the node's.
-            name: String,
-            /// The text.
-            msg: String,
-            /// Source file.
-            file: String,
-            /// Function, or what comes closest to it.
-            function: String,
-            /// Line in the source file.
-            line: u32,
-        }
         /// The value of a parameter: only the field that `type` names counts.
         ParameterValue {
             /// One of [`parameter_type`].

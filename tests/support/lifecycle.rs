@@ -2,7 +2,10 @@
 
 use std::sync::Mutex;
 
-use groot_policy::node::lifecycle_services::{Lifecycle, LifecycleState, LifecycleTransition};
+use groot_policy::{
+    node::lifecycle_services::Lifecycle,
+    safety::gate::{State as LifecycleState, Transition as LifecycleTransition},
+};
 
 pub struct Life {
     state: Mutex<LifecycleState>,

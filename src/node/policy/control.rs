@@ -9,7 +9,8 @@ use thiserror::Error;
 
 use crate::{
     motion::{
-        Arrival, ChunkError, Layout, MotionChunk, MotionGroup, RequestPlan, Scheduler, SchedulerConfig, SchedulerError,
+        Arrival, ChunkError, Layout, MotionChunk, MotionGroup, RequestPlan, Scheduler, SchedulerConfig,
+        SchedulerError,
     },
     node::{
         config::{CheckpointKeys, NodeConfig},
@@ -364,7 +365,12 @@ impl Control {
 
     /// Judges the inputs and says what is to be commanded at `now`. `measured` is the robot's own pose of the moved joints,
     /// where it is known.
-    pub fn moment(&mut self, now: Stamp, inputs: &watchdog::Inputs<'_>, measured: Option<Vec<f64>>) -> Moment {
+    pub fn moment(
+        &mut self,
+        now: Stamp,
+        inputs: &watchdog::Inputs<'_>,
+        measured: Option<Vec<f64>>,
+    ) -> Moment {
         if let Some((route, pose)) = self.halt.take() {
             return Moment { change: None, due: Ok(Due::Halt { route, pose: pose.or(measured) }) };
         }
@@ -406,9 +412,8 @@ impl Control {
         let mut pose = self.moved(&sample.positions);
         if !pose.is_empty() {
             let before = self.commanded.take().or(measured.map(|pose| (now, pose)));
-            let previous = before
-                .as_ref()
-                .map(|(then, pose)| Previous { pose, elapsed: now.elapsed_since(*then) });
+            let previous =
+                before.as_ref().map(|(then, pose)| Previous { pose, elapsed: now.elapsed_since(*then) });
             let limited = self.limiter.apply(previous, &mut pose);
             if let Err(error) = limited {
                 self.commanded = before;

@@ -13,8 +13,8 @@ use super::{
     subscription::{Inbox, Subscription},
 };
 use crate::ros::{
-    msg::{Message, Time},
-    srv::{Clock, Service},
+    msg::{Clock, Message, Time},
+    srv::Service,
 };
 
 /// A node on the network. Clones are handles of the same node.
@@ -65,6 +65,11 @@ impl RosNode {
             });
         }
         Ok(node)
+    }
+
+    /// What carries the messages.
+    pub fn transport(&self) -> String {
+        backend::description()
     }
 
     /// The node's name.

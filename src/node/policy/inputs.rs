@@ -1,0 +1,157 @@
+//! Subscriptions: each topic is drained by a task of its own.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::{NodeError, Shared, lock};
+use crate::{
+    node::{
+        assembly::Input,
+        config::{ImageTransport, NodeConfig},
+    },
+    processor::text::MAX_INSTRUCTION_CHARS,
+    ros::{
+        Stamp,
+        image::CameraMessage,
+        msg::{self, CompressedImage, Image, JointState, Message},
+        transport::{Qos, Subscription},
+    },
+};
+
+/// Unread joint messages that are kept: a second's worth at 100 Hz.
+const JOINT_MESSAGES: usize = 100;
+
+/// A latched reader hears only latched writers, a plain one misses what was said before it came: so both. What is said
+/// twice is heard twice, which changes nothing here.
+const COMMANDS: [Qos; 2] = [Qos::latched(), Qos::reliable(10)];
+
+/// Subscribes all inputs.
+///
+/// # Errors
+/// A refusal of the transport.
+pub(super) fn subscribe(
+    config: &NodeConfig,
+    shared: &Arc<Shared>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), NodeError> {
+    let node = &shared.node;
+    for (key, camera) in &config.cameras {
+        let topic = camera.subscribed_topic();
+        let input = Input::Camera(key.clone());
+        let key = key.clone();
+        match camera.transport {
+            ImageTransport::Raw => {
+                let images = node.subscribe::<Image>(&topic, Qos::camera(), 1)?;
+                tracing::info!("{input}: {} (sensor_msgs/Image)", images.topic());
+                drain(images, Some(input), shared, tasks, move |shared, received, message| {
+                    take_image(shared, &key, received, CameraMessage::Raw(message));
+                });
+            }
+            ImageTransport::Compressed => {
+                let images = node.subscribe::<CompressedImage>(&topic, Qos::camera(), 1)?;
+                tracing::info!("{input}: {} (sensor_msgs/CompressedImage)", images.topic());
+                drain(images, Some(input), shared, tasks, move |shared, received, message| {
+                    take_image(shared, &key, received, CameraMessage::Compressed(message));
+                });
+            }
+        }
+    }
+    let joints =
+        node.subscribe::<JointState>(&config.joint_states_topic, Qos::sensor_data(), JOINT_MESSAGES)?;
+    tracing::info!("joint states: {}", joints.topic());
+    let mut complaint: Option<String> = None;
+    drain(joints, Some(Input::JointStates), shared, tasks, move |shared, received, message| {
+        let taken = lock(&shared.assembler).on_joints(received, &message);
+        match taken {
+            Ok(_) => {
+                complaint = None;
+                *lock(&shared.measured) = Some(message);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if complaint.as_ref() != Some(&text) {
+                    tracing::warn!("joint states: {text}");
+                    complaint = Some(text);
+                }
+            }
+        }
+    });
+    for qos in COMMANDS {
+        let instructions = node.subscribe::<msg::String>(&config.instruction_topic, qos, 1)?;
+        drain(instructions, None, shared, tasks, |shared, _, message| take_instruction(shared, message.data));
+        let stops = node.subscribe::<msg::Bool>(&config.safety.estop_topic, qos, 100)?;
+        drain(stops, None, shared, tasks, |shared, _, message| {
+            let mut control = lock(&shared.control);
+            let latched = control.gate().estop();
+            control.on_estop(message.data);
+            if control.gate().estop() && !latched {
+                tracing::error!("e-stop: latched until ~/reset");
+            }
+        });
+        if let Some(topic) = &config.safety.robot_description_topic {
+            let descriptions = node.subscribe::<msg::String>(topic, qos, 1)?;
+            let mut last = std::string::String::new();
+            drain(descriptions, None, shared, tasks, move |shared, _, message| {
+                if message.data != last {
+                    // Some milliseconds for a large robot.
+                    tokio::task::block_in_place(|| take_description(shared, &message.data));
+                    last = message.data;
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+fn drain<M: Message>(
+    subscription: Subscription<M>,
+    input: Option<Input>,
+    shared: &Arc<Shared>,
+    tasks: &mut JoinSet<()>,
+    mut take: impl FnMut(&Shared, Stamp, M) + Send + 'static,
+) {
+    let subscription = Arc::new(subscription);
+    if let Some(input) = input {
+        let counted = subscription.clone();
+        lock(&shared.transport).push((input, Box::new(move || counted.counters())));
+    }
+    let shared = shared.clone();
+    tasks.spawn(async move {
+        while let Some(received) = subscription.recv().await {
+            take(&shared, Stamp::from(&received.time), received.message);
+        }
+    });
+}
+
+fn take_image(shared: &Shared, camera: &str, received: Stamp, message: CameraMessage) {
+    if let Err(error) = lock(&shared.assembler).on_image(camera, received, message) {
+        tracing::warn!("{error}");
+    }
+}
+
+fn take_instruction(shared: &Shared, text: std::string::String) {
+    let length = text.chars().count();
+    if length > MAX_INSTRUCTION_CHARS {
+        tracing::warn!(
+            "instruction refused: expected at most {MAX_INSTRUCTION_CHARS} characters, found {length}; the old one \
+             stays in force"
+        );
+        return;
+    }
+    let mut assembler = lock(&shared.assembler);
+    if assembler.instruction() != text {
+        tracing::info!("instruction: {text:?}");
+        assembler.set_instruction(text);
+    }
+}
+
+fn take_description(shared: &Shared, xml: &str) {
+    match lock(&shared.control).set_urdf(xml) {
+        Ok(notes) => {
+            tracing::info!("the joint limits of the robot description apply");
+            notes.iter().for_each(|note| tracing::warn!("robot description: {note}"));
+        }
+        Err(error) => tracing::error!("robot description: {error}; the limits in force stay"),
+    }
+}
