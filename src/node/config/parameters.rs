@@ -274,7 +274,7 @@ mod tests {
             ("state.left_arm.joint", Some("state.left_arm.joints")),
             ("actions.left_arm.joints", Some("action.left_arm.joints")),
             ("stepp_time", Some("step_time")),
-            ("robot_description", None),
+            ("gravity_vector", None),
             ("x", None),
         ] {
             assert_eq!(similar(name).as_deref(), expected, "{name}");

@@ -97,7 +97,7 @@ policy_node:
     cameras.side: /side
     rate.hz: 3
     action: 5
-    robot_description: x
+    gravity_vector: x
     state: {arm: {joints: [a, a]}}
 ";
     let mut expected = [
@@ -113,7 +113,7 @@ policy_node:
         "12: policy_node.ros__parameters.cameras.side: unknown parameter; did you mean cameras.side.topic?",
         "13: policy_node.ros__parameters.rate.hz: rate is one double, found a mapping",
         "14: policy_node.ros__parameters.action: expected a mapping, found a single value or a list",
-        "15: policy_node.ros__parameters.robot_description: unknown parameter; the README lists the known ones",
+        "15: policy_node.ros__parameters.gravity_vector: unknown parameter; the README lists the known ones",
         "16: policy_node.ros__parameters.state.arm.joints: expected a non-empty list of different joint names, found \
          \"a\" twice",
     ]
