@@ -8,7 +8,7 @@
 //! | [`checkpoint`] | the model directory: configurations, weights, the table of expected tensors | nothing |
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
-//! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport |
+//! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
 //! | [`node`] | configuration, observation assembly, the policy node | `ros`, `model` |
 //!
