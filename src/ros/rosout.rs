@@ -105,7 +105,9 @@ impl RosoutQueue {
             let notice = Log {
                 name: name.to_owned(),
                 level: severity::WARN,
-                msg: format!("{lost} lines of the log were dropped: they came faster than they could be sent"),
+                msg: format!(
+                    "{lost} lines of the log were dropped: they came faster than they could be sent"
+                ),
                 ..log.clone()
             };
             if let Err(error) = publisher.publish(notice) {
