@@ -100,19 +100,23 @@ impl RosoutQueue {
 
     /// Nothing here may write to the log.
     fn send(&self, publisher: &Publisher<Log>, name: &str, log: Log) -> Result<(), RosError> {
-        match self.dropped.swap(0, Ordering::Relaxed) {
-            0 => {}
-            lost => publisher.publish(Log {
+        let lost = self.dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let notice = Log {
                 name: name.to_owned(),
                 level: severity::WARN,
                 msg: format!(
                     "{lost} lines of the log were dropped: they came faster than they could be sent"
                 ),
                 ..log.clone()
-            })?,
+            };
+            if let Err(error) = publisher.publish(notice) {
+                self.dropped.fetch_add(lost + 1, Ordering::Relaxed);
+                return Err(error);
+            }
         }
         let sent = publisher.publish(Log { name: name.to_owned(), ..log });
-        if let Err(RosError::Congested { .. }) = sent {
+        if sent.is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         sent

@@ -6,7 +6,7 @@ the loopback interface. Ends with its standard input.
 
 | command | fields | does |
 |---|---|---|
-| publisher | topic, type, qos, prefix | announces a publisher, of a service's topic with the prefix "rq" (rt) |
+| publisher | topic, type, qos | announces a publisher |
 | subscriber | topic, type, qos, keep | subscribes, keeping the newest `keep` messages (100) |
 | matched | topic, count, timeout | waits until the topic's publisher or subscriber has `count` (1) peers |
 | publish | topic, message | publishes once |
@@ -385,7 +385,7 @@ class Peer:
     def topic(self, command, qos):
         kind = TYPES[command["type"]]
         self.kinds[command["topic"]] = kind
-        return Topic(self.participant, command.get("prefix", "rt") + command["topic"], kind, qos=qos)
+        return Topic(self.participant, "rt" + command["topic"], kind, qos=qos)
 
     def publisher(self, command):
         qos = qos_of(command["qos"], 10)
@@ -478,7 +478,8 @@ class Peer:
         def poll():
             for response in reader.take(N=100):
                 if isinstance(response, response_kind):
-                    if all(getattr(response, name) == value for name, value in identity.items()):
+                    found = {name: getattr(response, name) for name in identity}
+                    if {**found, "writer": list(found.get("writer", []))} == {"writer": [], **identity}:
                         return response
             return None
 
