@@ -66,6 +66,7 @@ pub use {
 ///
 /// What is silenced and why: every orderly stop reports `leave_multicast_group` and often `Cannot notify spin task`;
 /// peers that are just leaving cause `No locators`; small kernel buffers, which we explain ourselves, are reported once
-/// per socket.
+/// per socket. `r2r` takes a publisher's leave for a message that it failed to read, and reports as well what it returns.
 pub const LOG_DIRECTIVES: &str = "rustdds=error,rustdds::rtps::reader=warn,rustdds::network::udp_listener=off,\
-                                  ros2_client=error,ros2_client::node=off";
+                                  ros2_client=error,ros2_client::node=off,\
+                                  r2r::subscribers=off,r2r::publishers=off";

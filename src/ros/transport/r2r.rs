@@ -177,6 +177,12 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.stop.send_replace(true);
+        // Some milliseconds. A thread that still takes its node apart while the process ends crashes in what the middleware
+        // has already destroyed.
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic has been reported when it came.
+            let _ = thread.join();
+        }
     }
 }
 
