@@ -2,7 +2,8 @@
 
     ros2 launch groot_policy demo.launch.py params_file:=/path/to/groot_policy/config/demo.yaml
 
-The demo's checkpoint is that of the tests and not installed: take config/demo.yaml from the sources.
+The demo's checkpoint is that of the tests and not installed: take config/demo.yaml from the sources. The robot's topics are
+relative to the namespace; where there is one, those of the parameter file must be so, too.
 """
 
 import os
@@ -14,14 +15,16 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+# Handed on to policy.launch.py, where they are explained.
+HANDED_ON = {"params_file": None, "namespace": "", "use_sim_time": "", "log_level": "info", "dry_run": ""}
+
 
 def generate_launch_description():
     policy = os.path.join(get_package_share_directory("groot_policy"), "launch", "policy.launch.py")
     return LaunchDescription(
         [
-            DeclareLaunchArgument("namespace", default_value="", description="Namespace of both nodes"),
+            *(DeclareLaunchArgument(name, default_value=default) for name, default in HANDED_ON.items()),
             DeclareLaunchArgument("camera_rate", default_value="30", description="Pictures per second of each camera"),
-            # The robot reads its own options, and its namespace from the option that all ROS 2 nodes have.
             Node(
                 package="groot_policy",
                 executable="synthetic_robot",
@@ -29,7 +32,9 @@ def generate_launch_description():
                 arguments=["--rate", LaunchConfiguration("camera_rate")],
                 output="screen",
             ),
-            # Its arguments are ours as well.
-            IncludeLaunchDescription(PythonLaunchDescriptionSource(policy)),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(policy),
+                launch_arguments=[(name, LaunchConfiguration(name)) for name in HANDED_ON],
+            ),
         ]
     )
