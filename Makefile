@@ -23,6 +23,7 @@ lint: setup
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	cargo clippy --release --all-targets --no-default-features -- -D warnings
+	cargo check --release --all-targets --no-default-features --features r2r,r2r-doc-only
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 
 bench: setup

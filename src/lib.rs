@@ -9,7 +9,7 @@
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
-//! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport |
+//! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
 //! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
 //! | [`node`] | configuration, observation assembly, the policy node | `ros`, `safety`, `model` |

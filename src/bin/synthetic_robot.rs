@@ -12,6 +12,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use groot_policy::{
+    node::arguments,
     ros::{
         msg::{ByteBuf, CompressedImage, Header, Image, JointState, JointTrajectory, Time},
         transport::{LOG_DIRECTIVES, NodeOptions, Publisher, Qos, Received, RosNode, shutdown_signal},
@@ -22,7 +23,8 @@ use image::{RgbImage, codecs::jpeg::JpegEncoder};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tracing_subscriber::EnvFilter;
 
-/// Publishes the cameras and joint states of a robot that does not exist.
+/// Publishes the cameras and joint states of a robot that does not exist. Takes the options of ROS 2 nodes as well:
+/// --ros-args -r __ns:=NAMESPACE, -r FROM:=TO
 #[derive(Parser)]
 struct Arguments {
     /// DDS domain [default: ROS_DOMAIN_ID, else 0]
@@ -95,7 +97,10 @@ struct Robot {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let mut command_line = std::env::args();
+    let program = command_line.next();
+    let ros = arguments::parse(command_line)?;
+    let arguments = Arguments::parse_from(program.into_iter().chain(ros.rest));
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| format!("info,{LOG_DIRECTIVES}"));
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
@@ -104,10 +109,11 @@ async fn main() -> anyhow::Result<()> {
 
     let joints = if arguments.joints.is_empty() { demo_joint_names() } else { arguments.joints.clone() };
     let node = RosNode::new(&NodeOptions {
-        namespace: arguments.namespace.clone(),
+        namespace: ros.namespace.unwrap_or_else(|| arguments.namespace.clone()),
         domain_id: arguments.domain_id,
         localhost_only: arguments.localhost_only.then_some(true),
-        ..NodeOptions::new("synthetic_robot")
+        remaps: ros.remaps,
+        ..NodeOptions::new(ros.node_name.unwrap_or_else(|| "synthetic_robot".to_owned()))
     })?;
     let robot = Arc::new(Robot {
         picture: SyntheticRobot::new(&SyntheticOptions {

@@ -9,13 +9,13 @@ pub mod arguments;
 pub mod assembly;
 pub mod config;
 pub mod diagnostics;
-#[cfg(feature = "dds")]
+#[cfg(feature = "transport")]
 pub mod lifecycle_services;
 pub mod outputs;
-#[cfg(feature = "dds")]
+#[cfg(feature = "transport")]
 pub mod parameter_server;
 pub mod parameter_store;
-#[cfg(all(feature = "torch", feature = "dds"))]
+#[cfg(all(feature = "torch", feature = "transport"))]
 pub mod policy;
 pub mod status;
 pub mod trajectory;

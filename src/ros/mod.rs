@@ -1,9 +1,10 @@
 //! ROS 2 messages and the transport under them.
 
+pub mod cdr;
 pub mod image;
 pub mod msg;
 pub mod parameters;
-#[cfg(feature = "dds")]
+#[cfg(feature = "transport")]
 pub mod rosout;
 pub mod srv;
 pub mod stamp;

@@ -31,7 +31,7 @@ const QUEUE: usize = 1024;
 const MAX_TEXT: usize = 8 << 10;
 
 /// What must not be sent, by the beginning of its target.
-const OWN_TRANSPORT: [&str; 3] = ["rustdds", "ros2_client", "mio"];
+const OWN_TRANSPORT: [&str; 4] = ["rustdds", "ros2_client", "r2r", "mio"];
 
 /// The two ends of the queue: a layer for `tracing_subscriber`, and what sends the lines.
 pub fn layer() -> (RosoutLayer, RosoutQueue) {

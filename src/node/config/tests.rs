@@ -247,6 +247,48 @@ fn the_shipped_default_shows_the_defaults_of_the_table() {
 }
 
 #[test]
+fn the_shipped_profiles_are_valid_and_know_their_robots() {
+    for (file, embodiment, cameras, state) in [
+        ("single_arm.yaml", "new_embodiment", 2, &[("single_arm", 5), ("gripper", 1)][..]),
+        (
+            "alfie.yaml",
+            "new_embodiment",
+            4,
+            &[
+                ("base", 3),
+                ("left_arm", 6),
+                ("left_hand", 1),
+                ("right_arm", 6),
+                ("right_hand", 1),
+                ("head", 2),
+            ],
+        ),
+        (
+            "gr1.yaml",
+            "gr1",
+            1,
+            &[("left_arm", 7), ("right_arm", 7), ("left_hand", 6), ("right_hand", 6), ("waist", 3)],
+        ),
+        (
+            "libero.yaml",
+            "libero_panda",
+            2,
+            &[("x", 1), ("y", 1), ("z", 1), ("roll", 1), ("pitch", 1), ("yaw", 1), ("gripper", 2)],
+        ),
+        ("droid.yaml", "oxe_droid", 2, &[("eef_9d", 9), ("gripper_position", 1), ("joint_position", 7)]),
+    ] {
+        let config = NodeConfig::load_for("/robot/policy_node", &[shipped(file)], &[]).unwrap();
+        assert_eq!((config.embodiment.as_str(), config.cameras.len()), (embodiment, cameras), "{file}");
+        let mut sizes: Vec<(&str, usize)> =
+            config.state.iter().map(|(key, joints)| (key.as_str(), joints.len())).collect();
+        let mut expected = state.to_vec();
+        sizes.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(sizes, expected, "{file}");
+    }
+}
+
+#[test]
 fn the_demo_fits_the_tiny_checkpoint() {
     let config = NodeConfig::load(&[shipped("demo.yaml")], &[]).unwrap();
     assert!(config.checkpoint.path.join("config.json").is_file());

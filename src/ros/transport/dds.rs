@@ -7,6 +7,7 @@
 //! - RustDDS connects publishers and subscribers by topic name alone, so the type that a publisher announces is checked
 //!   here before its messages are delivered.
 
+mod call;
 mod senders;
 mod server;
 

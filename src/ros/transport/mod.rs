@@ -6,6 +6,7 @@
 //! | feature | module | for |
 //! |---|---|---|
 //! | `dds` | `dds` | machines without ROS 2; on the wire a node like any other |
+//! | `r2r` | `r2r` | robots: the client library and the middleware of the ROS 2 that is sourced; wins where both are on |
 //!
 //! Such a module offers `Node` (`open`, `subscribe`, `advertise`, `serve`, `close`), `Writer` and `Reader` (the two ends of
 //! a topic, both of which know who is connected) and `Server`; names, environment, clock, inboxes and counters are ours and
@@ -20,24 +21,31 @@ compile_error!(
     "feature `dds` needs the ROS 2 distribution whose node graph it joins: add feature `humble` or `jazzy`"
 );
 
-#[cfg(feature = "dds")]
+#[cfg(all(feature = "transport", not(any(feature = "dds", feature = "r2r"))))]
+compile_error!("feature `transport` is set by the transports: choose `dds` or `r2r`");
+
+#[cfg(feature = "transport")]
 mod clock;
-#[cfg(feature = "dds")]
+#[cfg(all(feature = "dds", not(feature = "r2r")))]
 mod dds;
 mod error;
 mod name;
-#[cfg(feature = "dds")]
+#[cfg(feature = "transport")]
 mod node;
 mod options;
 mod qos;
-#[cfg(feature = "dds")]
+#[cfg(feature = "r2r")]
+mod r2r;
+#[cfg(feature = "transport")]
 mod service;
 mod signal;
-#[cfg(feature = "dds")]
+#[cfg(feature = "transport")]
 mod subscription;
 
-#[cfg(feature = "dds")]
+#[cfg(all(feature = "dds", not(feature = "r2r")))]
 use dds as backend;
+#[cfg(feature = "r2r")]
+use r2r as backend;
 
 pub use error::RosError;
 pub use name::NodeName;
@@ -46,7 +54,7 @@ pub use options::{
 };
 pub use qos::Qos;
 pub use signal::shutdown_signal;
-#[cfg(feature = "dds")]
+#[cfg(feature = "transport")]
 pub use {
     node::{Publisher, RosNode},
     service::{ServiceCounters, ServiceServer},
@@ -58,6 +66,7 @@ pub use {
 ///
 /// What is silenced and why: every orderly stop reports `leave_multicast_group` and often `Cannot notify spin task`;
 /// peers that are just leaving cause `No locators`; small kernel buffers, which we explain ourselves, are reported once
-/// per socket.
+/// per socket. `r2r` takes a publisher's leave for a message that it failed to read, and reports as well what it returns.
 pub const LOG_DIRECTIVES: &str = "rustdds=error,rustdds::rtps::reader=warn,rustdds::network::udp_listener=off,\
-                                  ros2_client=error,ros2_client::node=off";
+                                  ros2_client=error,ros2_client::node=off,\
+                                  r2r::subscribers=off,r2r::publishers=off";

@@ -74,6 +74,16 @@ impl NodeName {
         Ok(remap.map_or(expanded, |(_, to)| to.clone()))
     }
 
+    /// The fully qualified name that [`NodeName::resolve`] turns into `resolved`, for a client library that applies the same
+    /// remappings by itself.
+    #[cfg(any(feature = "r2r", test))]
+    pub(super) fn before_remapping<'a>(&'a self, resolved: &'a str) -> &'a str {
+        if !self.remaps.iter().any(|(from, _)| from == resolved) {
+            return resolved; // goes through unchanged
+        }
+        self.remaps.iter().find(|(_, to)| to == resolved).map_or(resolved, |(from, _)| from)
+    }
+
     fn expand(&self, name: &str) -> Result<String, RosError> {
         let fail = |problem: String| invalid("topic name", name, problem);
         let resolved = if let Some(absolute) = name.strip_prefix('/') {
@@ -170,6 +180,17 @@ mod tests {
         let bad = [("a".to_owned(), "b c".to_owned())];
         let error = node("/").with_remaps(&bad).unwrap_err().to_string();
         assert!(error.contains("\"b c\""), "{error}");
+    }
+
+    #[test]
+    fn a_remapped_name_can_be_traced_back_where_names_are_swapped() {
+        let remaps = [("front", "wrist"), ("wrist", "front"), ("state", "joint_states")]
+            .map(|(from, to)| (from.to_owned(), to.to_owned()));
+        let node = node("/").with_remaps(&remaps).unwrap();
+        for name in ["front", "wrist", "state", "joint_states", "other"] {
+            let resolved = node.resolve(name).unwrap();
+            assert_eq!(node.resolve(node.before_remapping(&resolved)).unwrap(), resolved, "{name}");
+        }
     }
 
     #[test]

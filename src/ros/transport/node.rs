@@ -36,7 +36,7 @@ impl RosNode {
         let name = NodeName::new(&options.namespace, &options.name)?.with_remaps(&options.remaps)?;
         let lookup = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let network = options.network(lookup)?;
-        if lookup("ROS_STATIC_PEERS").is_some_and(|peers| !peers.is_empty()) {
+        if !cfg!(feature = "r2r") && lookup("ROS_STATIC_PEERS").is_some_and(|peers| !peers.is_empty()) {
             tracing::warn!("ROS_STATIC_PEERS is set, but this transport finds its peers by itself only");
         }
         if let Some(warning) = kernel_receive_buffer_limit().and_then(receive_buffer_warning) {

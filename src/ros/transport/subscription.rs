@@ -35,13 +35,14 @@ pub struct Counters {
     /// Messages that were read from the network whole.
     pub received: u64,
     /// Messages that were sent and never came, by the gaps in their publishers' numbering. Undecodable ones leave a
-    /// gap as well.
+    /// gap as well. Always zero with `r2r`, which keeps the numbering to itself.
     pub lost: u64,
     /// Received messages that newer ones pushed out before anybody read them.
     pub overwritten: u64,
     /// Payloads that are not the message that the topic should carry.
     pub undecodable: u64,
-    /// Messages from publishers that announce another message type, not delivered.
+    /// Messages from publishers that announce another message type, not delivered. Always zero with `r2r`: the
+    /// middlewares of ROS 2 do not connect such publishers.
     pub wrong_type: u64,
 }
 
@@ -136,10 +137,12 @@ impl<M> Inbox<M> {
         self.undecodable.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    #[cfg(not(feature = "r2r"))] // it cannot tell
     pub(super) fn count_lost(&self, messages: u64) {
         self.lost.fetch_add(messages, Ordering::Relaxed);
     }
 
+    #[cfg(not(feature = "r2r"))] // it cannot tell
     pub(super) fn count_wrong_type(&self) {
         self.wrong_type.fetch_add(1, Ordering::Relaxed);
     }
