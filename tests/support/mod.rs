@@ -31,10 +31,15 @@ pub fn loopback_node(name: &str, domain: u16) -> RosNode {
 }
 
 /// Waits until the condition holds.
-pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub async fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(PATIENCE, what, condition).await;
+}
+
+/// Waits until the condition holds, for what may rightly take longer.
+pub async fn until_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(start.elapsed() < patience, "{what}: not within {patience:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
