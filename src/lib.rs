@@ -8,6 +8,7 @@
 //! | [`checkpoint`] | the model directory: configurations, weights, the table of expected tensors | nothing |
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
+//! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
@@ -22,6 +23,7 @@ pub mod motion;
 pub mod node;
 pub mod observation;
 pub mod processor;
+pub mod recording;
 pub mod ros;
 pub mod safety;
 pub mod synthetic;
