@@ -377,6 +377,18 @@ impl ObservationAssembler {
         cameras.chain([self.joints.report(Input::JointStates, now)]).collect()
     }
 
+    /// Ages of the cameras' newest frames, the oldest of them, and of the newest joint sample; None where something never
+    /// came. Quick, for the command loop.
+    pub fn ages(&self, now: Stamp) -> (Option<Duration>, Option<Duration>) {
+        let newest = |channel: &Channel<_>| channel.ring.newest().map(|newest| newest.age(now));
+        // None is the least of all options, so a camera that never sent must end the search.
+        let cameras = self
+            .cameras
+            .values()
+            .try_fold(Duration::ZERO, |oldest, channel| newest(channel).map(|age| oldest.max(age)));
+        (cameras, self.joints.ring.newest().map(|newest| newest.age(now)))
+    }
+
     fn find(&self, now: Stamp) -> Result<Selection, NotReady> {
         self.check_newest(now)?;
         let mut anchors: Vec<Stamp> =

@@ -30,6 +30,7 @@ use self::{
 };
 use super::{
     assembly::{Assembled, AssemblerConfig, Input, ObservationAssembler},
+    chunk_message::{ChunkBuilder, ChunkInfo},
     config::{CheckpointKeys, ConfigError, Device, NodeConfig},
     diagnostics::LatencyWindow,
     lifecycle_services::{self, Lifecycle},
@@ -37,7 +38,6 @@ use super::{
     parameter_server::ParameterServer,
     parameter_store::ParameterStore,
     status::StatusWindow,
-    trajectory::{ChunkInfo, TrajectoryBuilder, TrajectoryError},
 };
 use crate::{
     model::{
@@ -92,8 +92,6 @@ pub enum NodeError {
 enum TickError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    #[error(transparent)]
-    Trajectory(#[from] TrajectoryError),
     #[error(transparent)]
     Refused(#[from] RefusedChunk),
     #[error("the chunk cannot be published: {0}")]
@@ -213,13 +211,9 @@ impl Shared {
             .collect()
     }
 
-    /// Ages of the newest usable camera set and joint sample.
+    /// See [`ObservationAssembler::ages`].
     fn ages(&self, now: Stamp) -> (Option<Duration>, Option<Duration>) {
-        let reports = lock(&self.assembler).report(now);
-        let (joints, cameras): (Vec<_>, Vec<_>) =
-            reports.into_iter().partition(|report| report.input == Input::JointStates);
-        let ages: Option<Vec<Duration>> = cameras.into_iter().map(|camera| camera.age).collect();
-        (ages.and_then(|ages| ages.into_iter().max()), joints.first().and_then(|joints| joints.age))
+        lock(&self.assembler).ages(now)
     }
 
     /// Publishes what a moment brought. Commands never wait for anything.
@@ -324,7 +318,7 @@ pub async fn run(
         tracing::info!("waiting for ~/activate");
     }
     let planner = Planner {
-        builder: TrajectoryBuilder::new(&config, shared.info.keys.action.iter().map(|(key, _)| key.as_str())),
+        builder: ChunkBuilder::new(&config, shared.info.keys.action.iter().map(|(key, _)| key.as_str())),
         shared: shared.clone(),
         policy,
         first_seed: config.noise_seed.unwrap_or_else(entropy_seed),
@@ -415,7 +409,7 @@ async fn command(shared: Arc<Shared>, rate: f64) {
 struct Planner {
     shared: Arc<Shared>,
     policy: PolicyThread<PolicyInfo>,
-    builder: TrajectoryBuilder,
+    builder: ChunkBuilder,
     first_seed: u64,
 }
 
@@ -489,18 +483,6 @@ impl Planner {
         let prediction = self.policy.predict(request).await?;
         let now = shared.now().unwrap_or(assembled.image_stamp);
         let stages = prediction.timing.stages();
-        let chunk = self.builder.action_chunk(
-            &prediction.actions,
-            ChunkInfo {
-                published: now,
-                image_stamp: assembled.image_stamp,
-                state_stamp: assembled.state_stamp,
-                sequence,
-                noise_seed: seed,
-                instruction,
-                timing: stages.iter().map(|(stage, time)| ((*stage).to_owned(), *time)).collect(),
-            },
-        )?;
         let (observation_age, joint_age) = shared.ages(now);
         let inputs = watchdog::Inputs { observation_age, joint_age, ..watchdog::Inputs::default() };
         {
@@ -514,7 +496,16 @@ impl Planner {
             if let Some(trajectory) = trajectory {
                 shared.outputs.trajectory(route, trajectory)?;
             }
-            shared.outputs.chunk(route, chunk)?;
+            let info = ChunkInfo {
+                published: now,
+                image_stamp: assembled.image_stamp,
+                state_stamp: assembled.state_stamp,
+                sequence,
+                noise_seed: seed,
+                instruction,
+                timing: stages.iter().map(|(stage, time)| ((*stage).to_owned(), *time)).collect(),
+            };
+            shared.outputs.chunk(route, self.builder.action_chunk(&prediction.actions, info))?;
         }
         shared.chunks.store(sequence + 1, Ordering::Relaxed);
         *lock(&shared.last_error) = None;
