@@ -8,6 +8,7 @@
 //! | [`checkpoint`] | the model directory: configurations, weights, the table of expected tensors | nothing |
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
+//! | [`evaluation`] | how far and how slow: errors, latencies, the report of a replay, gates and comparisons | nothing |
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
@@ -19,6 +20,7 @@
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
 pub mod checkpoint;
+pub mod evaluation;
 pub mod motion;
 pub mod node;
 pub mod observation;
