@@ -72,7 +72,7 @@ fn listed(names: &[String]) -> String {
 
 /// Where the configured joints stand in a message, and in which state keys they go.
 #[derive(Debug)]
-pub(super) struct JointMap {
+pub(crate) struct JointMap {
     /// All configured joints, key after key.
     names: Vec<String>,
     /// State keys with their part of `names`.

@@ -29,13 +29,15 @@ use std::time::Duration;
 
 use image::RgbImage;
 use ndarray::Array2;
+use rayon::prelude::*;
 
 use super::config::NodeConfig;
 use crate::observation::Observation;
+use crate::processor::text::MAX_INSTRUCTION_CHARS;
 use crate::ros::Stamp;
 use crate::ros::image::{CameraMessage, ImageError};
 use crate::ros::msg::JointState;
-use joints::JointMap;
+pub(crate) use joints::JointMap;
 pub use joints::{JointError, MAX_JOINTS};
 pub use report::{Blocked, Input, InputCounts, InputReport, NotReady};
 pub use ring::Arrival;
@@ -125,6 +127,16 @@ pub struct UnknownCamera {
     found: String,
 }
 
+/// An instruction is longer than the tokenizer takes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "instruction refused: expected at most {MAX_INSTRUCTION_CHARS} characters, found {found}; the old one stays in force"
+)]
+pub struct InstructionTooLong {
+    /// Characters of the instruction.
+    pub found: usize,
+}
+
 /// One input's samples and how it fares.
 #[derive(Debug)]
 struct Channel<T> {
@@ -187,7 +199,8 @@ pub struct Selection {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("camera {camera}: {error}")]
 pub struct DecodeFailure {
-    camera: String,
+    /// The camera's key.
+    pub camera: String,
     stamp: Stamp,
     /// What is wrong with it.
     #[source]
@@ -208,23 +221,32 @@ pub struct Assembled {
 }
 
 impl Selection {
-    /// Decodes the frames, some milliseconds each for large JPEGs: call it where it blocks nobody. What was decoded before
-    /// is not decoded again.
+    /// Stamp of the newest frame: the anchor.
+    pub fn image_stamp(&self) -> Stamp {
+        self.image_stamp
+    }
+
+    /// Decodes the frames side by side, some milliseconds each for large JPEGs: call it where it blocks nobody. What was
+    /// decoded before is not decoded again.
     ///
     /// # Errors
     /// The first frame that cannot be decoded; hand it to [`ObservationAssembler::discard`] and select again.
     pub fn decode(self) -> Result<Assembled, DecodeFailure> {
-        let mut video = BTreeMap::new();
-        for (camera, frames) in self.frames {
-            let images = frames
-                .iter()
-                .map(|(stamp, frame)| {
+        let frames: Vec<(String, Vec<(Stamp, Arc<Frame>)>)> = self.frames.into_iter().collect();
+        let decoded: Vec<Result<(String, Vec<RgbImage>), DecodeFailure>> = frames
+            .into_par_iter()
+            .map(|(camera, frames)| {
+                let images = frames.par_iter().map(|(stamp, frame)| {
                     let failure = |error| DecodeFailure { camera: camera.clone(), stamp: *stamp, error };
                     frame.image().cloned().map_err(failure)
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            video.insert(camera, images);
-        }
+                });
+                // Of several failures the first one in order, whichever was found first.
+                let images: Vec<Result<RgbImage, DecodeFailure>> = images.collect();
+                let images = images.into_iter().collect::<Result<_, _>>()?;
+                Ok((camera, images))
+            })
+            .collect();
+        let video = decoded.into_iter().collect::<Result<_, _>>()?;
         Ok(Assembled {
             observation: Observation { video, state: self.state, instruction: self.instruction },
             image_stamp: self.image_stamp,
@@ -297,6 +319,20 @@ impl ObservationAssembler {
     /// Sets what the robot is asked to do from now on.
     pub fn set_instruction(&mut self, instruction: impl Into<String>) {
         self.instruction = instruction.into();
+    }
+
+    /// Takes an instruction that came as a message; whether it differs from the one before.
+    ///
+    /// # Errors
+    /// It is too long; the old one stays in force.
+    pub fn take_instruction(&mut self, text: String) -> Result<bool, InstructionTooLong> {
+        let found = text.chars().count();
+        if found > MAX_INSTRUCTION_CHARS {
+            return Err(InstructionTooLong { found });
+        }
+        let changed = self.instruction != text;
+        self.instruction = text;
+        Ok(changed)
     }
 
     /// What the robot is asked to do.

@@ -10,7 +10,6 @@ use crate::{
         assembly::Input,
         config::{ImageTransport, NodeConfig},
     },
-    processor::text::MAX_INSTRUCTION_CHARS,
     ros::{
         Stamp,
         image::CameraMessage,
@@ -131,18 +130,11 @@ fn take_image(shared: &Shared, camera: &str, received: Stamp, message: CameraMes
 }
 
 fn take_instruction(shared: &Shared, text: std::string::String) {
-    let length = text.chars().count();
-    if length > MAX_INSTRUCTION_CHARS {
-        tracing::warn!(
-            "instruction refused: expected at most {MAX_INSTRUCTION_CHARS} characters, found {length}; the old one \
-             stays in force"
-        );
-        return;
-    }
     let mut assembler = lock(&shared.assembler);
-    if assembler.instruction() != text {
-        tracing::info!("instruction: {text:?}");
-        assembler.set_instruction(text);
+    match assembler.take_instruction(text) {
+        Ok(true) => tracing::info!("instruction: {:?}", assembler.instruction()),
+        Ok(false) => {}
+        Err(error) => tracing::warn!("{error}"),
     }
 }
 
