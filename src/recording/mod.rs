@@ -3,6 +3,7 @@
 //! Every source gives the same [`Sample`]s: what the policy would have seen at one instant, and what the robot really
 //! did from then on.
 
+pub mod lerobot;
 mod sample;
 
 pub use sample::{Sample, Truth};
