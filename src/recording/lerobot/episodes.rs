@@ -71,7 +71,9 @@ fn load_v3(root: &Path, videos: &[&str]) -> Result<BTreeMap<u64, Episode>, LeRob
             .into();
     let fixed = names.len();
     for video in videos {
-        names.extend(["chunk_index", "file_index", "from_timestamp"].map(|name| format!("videos/{video}/{name}")));
+        names.extend(
+            ["chunk_index", "file_index", "from_timestamp"].map(|name| format!("videos/{video}/{name}")),
+        );
     }
     let wanted: Vec<_> = names.iter().map(|name| Wanted::Numbers(name)).collect();
     let mut episodes = BTreeMap::new();
@@ -81,7 +83,8 @@ fn load_v3(root: &Path, videos: &[&str]) -> Result<BTreeMap<u64, Episode>, LeRob
         while let Some(row) = rows.next()? {
             let index = |column: usize| {
                 row.get(column).and_then(Cell::index).ok_or_else(|| {
-                    let found = row.get(column).map_or_else(String::new, |cell| format!("{:?}", cell.numbers()));
+                    let found =
+                        row.get(column).map_or_else(String::new, |cell| format!("{:?}", cell.numbers()));
                     invalid(&path, &names[column], "a whole number of at least 0", found)
                 })
             };
@@ -127,7 +130,9 @@ fn numbered_files(folder: &Path) -> Result<Vec<PathBuf>, LeRobotError> {
     };
     let mut files = Vec::new();
     for chunk in list(folder)?.into_iter().filter(|path| path.is_dir()) {
-        files.extend(list(&chunk)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "parquet")));
+        files.extend(
+            list(&chunk)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "parquet")),
+        );
     }
     if files.is_empty() {
         return Err(failed(folder, std::io::ErrorKind::NotFound.into()));
@@ -173,7 +178,9 @@ impl Tasks {
                     let text = String::from_utf8_lossy(text).into_owned();
                     texts.extend(index.index().map(|index| (index, text)));
                 }
-                other => return Err(invalid(&path, "a row", "a task's index and its text", format!("{other:?}"))),
+                other => {
+                    return Err(invalid(&path, "a row", "a task's index and its text", format!("{other:?}")));
+                }
             }
         }
         Ok(Self { path, texts })

@@ -46,7 +46,9 @@ pub enum LeRobotError {
     )]
     NoModality { path: PathBuf, needed: String, found: String, example: String },
     /// An episode that is not in the dataset.
-    #[error("{path}: expected an episode that is there ({present}), found {episode}; name others with --episodes")]
+    #[error(
+        "{path}: expected an episode that is there ({present}), found {episode}; name others with --episodes"
+    )]
     Episode { path: PathBuf, episode: u64, present: String },
     /// A stored picture that cannot be decoded.
     #[error("{path}: row {row}, column {column}: expected a PNG or JPEG picture, found {found}")]

@@ -17,7 +17,8 @@ const LFS_PREFIX: &[u8] = b"version https://git-lfs";
 /// No pointer is longer.
 const LFS_BYTES: u64 = 1024;
 
-const MISSING: &str = "expected a file of the dataset: is it complete, and is the folder its root, which holds meta/?";
+const MISSING: &str =
+    "expected a file of the dataset: is it complete, and is the folder its root, which holds meta/?";
 
 /// Opens a file and refuses a git-LFS pointer.
 pub(super) fn open(path: &Path) -> Result<File, LeRobotError> {
@@ -41,10 +42,11 @@ pub(super) fn open(path: &Path) -> Result<File, LeRobotError> {
 /// Reads a file of text.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, LeRobotError> {
     let mut bytes = Vec::new();
-    open(path)?
-        .take(MAX_TEXT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| LeRobotError::Read { path: path.to_owned(), source, advice: MISSING })?;
+    open(path)?.take(MAX_TEXT + 1).read_to_end(&mut bytes).map_err(|source| LeRobotError::Read {
+        path: path.to_owned(),
+        source,
+        advice: MISSING,
+    })?;
     if bytes.len() as u64 > MAX_TEXT {
         return Err(LeRobotError::TooLarge { path: path.to_owned(), limit: MAX_TEXT });
     }
@@ -133,8 +135,10 @@ mod tests {
     fn a_template_is_filled_as_python_fills_it() {
         let values = [("episode_chunk", Value::Number(1)), ("video_key", Value::Text("a.b"))];
         let fill = |template| fill(Path::new("root"), template, &values);
-        assert_eq!(fill("v/chunk-{episode_chunk:03d}/{video_key}/{episode_chunk}.mp4").unwrap(),
-                   Path::new("root/v/chunk-001/a.b/1.mp4"));
+        assert_eq!(
+            fill("v/chunk-{episode_chunk:03d}/{video_key}/{episode_chunk}.mp4").unwrap(),
+            Path::new("root/v/chunk-001/a.b/1.mp4")
+        );
         for (template, message) in [
             ("{other}", "{other}"),
             ("{video_key", "unclosed"),

@@ -118,7 +118,8 @@ impl DatasetInfo {
             "v2.0" | "v2.1" => Version::V2,
             "v3.0" => Version::V3,
             other => {
-                let advice = "convert the dataset with LeRobot's own scripts, convert_dataset_v21_to_v30 for instance";
+                let advice =
+                    "convert the dataset with LeRobot's own scripts, convert_dataset_v21_to_v30 for instance";
                 return invalid("codebase_version", "v2.1 or v3.0", format!("{other:?}"), advice);
             }
         };
@@ -176,7 +177,12 @@ impl DatasetInfo {
     }
 
     /// The video of an episode of version 2.
-    pub(super) fn episode_video(&self, root: &Path, camera: &str, episode: u64) -> Result<PathBuf, LeRobotError> {
+    pub(super) fn episode_video(
+        &self,
+        root: &Path,
+        camera: &str,
+        episode: u64,
+    ) -> Result<PathBuf, LeRobotError> {
         let values = [
             ("episode_chunk", Value::Number(episode / self.chunks_size)),
             ("video_key", Value::Text(camera)),

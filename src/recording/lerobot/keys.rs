@@ -56,7 +56,8 @@ impl DatasetKeys {
                 .modality_keys
                 .iter()
                 .map(|key| {
-                    width(StatisticsGroup::Action, key).or_else(|_| width(StatisticsGroup::RelativeAction, key))
+                    width(StatisticsGroup::Action, key)
+                        .or_else(|_| width(StatisticsGroup::RelativeAction, key))
                 })
                 .collect::<Result<_, _>>()?,
             action_deltas: modalities.action.delta_indices.clone(),

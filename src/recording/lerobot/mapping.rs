@@ -211,8 +211,11 @@ impl Guess<'_> {
         let mut mapping = Mapping { instruction: TASK_COLUMN.to_owned(), ..Mapping::default() };
         let whole = |columns: &mut Vec<(String, usize)>, keys: &[(String, usize)], column: &str| match keys {
             [(key, width)] if self.info.features.get(column).and_then(Feature::width) == Some(*width) => {
-                let slice =
-                    Slice { key: key.clone(), column: column_index(columns, column, *width), range: 0..*width };
+                let slice = Slice {
+                    key: key.clone(),
+                    column: column_index(columns, column, *width),
+                    range: 0..*width,
+                };
                 Some(vec![slice])
             }
             _ => None,
@@ -306,7 +309,6 @@ fn numbers(info: &DatasetInfo) -> String {
 fn cameras(info: &DatasetInfo) -> String {
     list(info.features.iter().filter(|(_, feature)| feature.is_camera()).map(|(name, _)| name))
 }
-
 
 fn list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     crate::checkpoint::side_file::list(names.into_iter().map(String::as_str))

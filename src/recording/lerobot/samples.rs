@@ -116,7 +116,12 @@ impl Cursor {
         // As the reference does: a table that is shorter or longer than the list says counts as far as both go.
         let length = if episode.place.is_some() { episode.length } else { episode.length.min(present) };
         if length != episode.length {
-            tracing::warn!(episode = number, listed = episode.length, present, "fewer rows than the list of episodes says");
+            tracing::warn!(
+                episode = number,
+                listed = episode.length,
+                present,
+                "fewer rows than the list of episodes says"
+            );
         }
         if length == 0 {
             return Err(LeRobotError::Invalid {
@@ -185,8 +190,10 @@ impl Cursor {
         self.move_window(now, keys, mapping)?;
         self.fetch_frames(now, keys, dataset.info.fps)?;
 
-        let mut observation =
-            Observation { instruction: dataset.tasks.text(self.task(now)?)?.to_owned(), ..Observation::default() };
+        let mut observation = Observation {
+            instruction: dataset.tasks.text(self.task(now)?)?.to_owned(),
+            ..Observation::default()
+        };
         for camera in &self.cameras {
             let frames = keys.video_deltas.iter().filter_map(|delta| camera.get(self.clamped(now, *delta)));
             observation.video.insert(camera.key.clone(), frames.cloned().collect());
@@ -229,7 +236,8 @@ impl Cursor {
         while self.window_start + (self.window.len() as u64) <= last {
             let row = self.window_start + self.window.len() as u64;
             let Some(cells) = self.rows.next()? else {
-                let message = format!("expected {} rows of episode {}, found {row}", self.length, self.number);
+                let message =
+                    format!("expected {} rows of episode {}, found {row}", self.length, self.number);
                 return Err(LeRobotError::Table { path: self.rows.path().to_owned(), message });
             };
             self.check(row, &cells, mapping)?;
@@ -264,7 +272,12 @@ impl Cursor {
             let found = cell.numbers().len();
             if found != *width {
                 let expected = format!("{width} value(s), as in meta/info.json");
-                return Err(invalid(column, expected, found.to_string(), "the table does not belong to the dataset"));
+                return Err(invalid(
+                    column,
+                    expected,
+                    found.to_string(),
+                    "the table does not belong to the dataset",
+                ));
             }
         }
         Ok(())

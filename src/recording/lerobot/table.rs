@@ -164,9 +164,10 @@ impl Table {
         };
         let (expected, leaf) = match wanted {
             Wanted::Bytes(_) => ("text or a picture's bytes", leaves.iter().copied().find(fits)),
-            Wanted::Numbers(_) => {
-                ("a number or a list of numbers", leaves.first().copied().filter(|i| leaves.len() == 1 && fits(i)))
-            }
+            Wanted::Numbers(_) => (
+                "a number or a list of numbers",
+                leaves.first().copied().filter(|i| leaves.len() == 1 && fits(i)),
+            ),
         };
         let Some(leaf) = leaf else {
             let found = leaves.iter().take(20).map(|&index| {
@@ -388,7 +389,9 @@ fn read_numbers(
     count: usize,
 ) -> ParquetResult<Vec<Cell>> {
     let rows = match reader {
-        ColumnReader::BoolColumnReader(reader) => records(reader, descriptor, count, |v| f64::from(u8::from(*v))),
+        ColumnReader::BoolColumnReader(reader) => {
+            records(reader, descriptor, count, |v| f64::from(u8::from(*v)))
+        }
         ColumnReader::Int32ColumnReader(reader) => records(reader, descriptor, count, |v| f64::from(*v)),
         ColumnReader::Int64ColumnReader(reader) => records(reader, descriptor, count, |v| *v as f64),
         ColumnReader::FloatColumnReader(reader) => records(reader, descriptor, count, |v| f64::from(*v)),

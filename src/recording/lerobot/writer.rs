@@ -141,8 +141,9 @@ fn schema(robot: &SyntheticOptions) -> String {
         );
     }
     for column in ["observation.state", "action"] {
-        schema +=
-            &format!("required group {column} (LIST) {{ repeated group list {{ required float element; }} }}\n");
+        schema += &format!(
+            "required group {column} (LIST) {{ repeated group list {{ required float element; }} }}\n"
+        );
     }
     schema += "required float timestamp;\nrequired int64 frame_index;\nrequired int64 episode_index;\n\
                required int64 index;\nrequired int64 task_index;\n}";
@@ -233,7 +234,8 @@ fn info(picture_of: &SyntheticRobot, robot: &SyntheticOptions, options: &WriteOp
     let mut features = serde_json::Map::new();
     for camera in &robot.cameras {
         // The robot limits the size that was asked for.
-        let (width, height) = picture_of.frame(camera, 0.0).map_or(robot.size, |picture| picture.dimensions());
+        let (width, height) =
+            picture_of.frame(camera, 0.0).map_or(robot.size, |picture| picture.dimensions());
         let names = ["height", "width", "channels"];
         let feature = json!({"dtype": "image", "shape": [height, width, 3], "names": names});
         features.insert(format!("observation.images.{camera}"), feature);
@@ -309,6 +311,5 @@ fn write_lines(path: PathBuf, values: impl Iterator<Item = Json>) -> Result<(), 
 
 fn write_text(path: PathBuf, text: String) -> Result<(), LeRobotError> {
     make_parent(&path)?;
-    std::fs::write(&path, text)
-        .map_err(|error| LeRobotError::Write { path, message: error.to_string() })
+    std::fs::write(&path, text).map_err(|error| LeRobotError::Write { path, message: error.to_string() })
 }

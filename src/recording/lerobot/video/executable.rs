@@ -43,13 +43,9 @@ pub(super) struct Executable {
 impl Executable {
     /// Starts decoding at the last key frame at or before `start` seconds.
     pub(super) fn open(path: &Path, start: f64, program: &Path) -> Result<Self, LeRobotError> {
-        let absent = |source| LeRobotError::NoDecoder {
-            video: path.to_owned(),
-            tried: program.to_owned(),
-            source,
-        };
-        let version =
-            Command::new(program).arg("-version").stdin(Stdio::null()).output().map_err(absent)?;
+        let absent =
+            |source| LeRobotError::NoDecoder { video: path.to_owned(), tried: program.to_owned(), source };
+        let version = Command::new(program).arg("-version").stdin(Stdio::null()).output().map_err(absent)?;
         let mut command = Command::new(program);
         command.args(["-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info", "-xerror"]);
         // Times are those of the file, and pictures are not turned.
@@ -89,9 +85,10 @@ impl Executable {
                 let message = format!("FFmpeg gave up ({status}): {messages}");
                 Err(LeRobotError::Video { path: self.path.clone(), message })
             }
-            Err(error) => {
-                Err(LeRobotError::Video { path: self.path.clone(), message: format!("FFmpeg was lost: {error}") })
-            }
+            Err(error) => Err(LeRobotError::Video {
+                path: self.path.clone(),
+                message: format!("FFmpeg was lost: {error}"),
+            }),
         }
     }
 }
@@ -130,7 +127,9 @@ impl Drop for Executable {
 fn is_before_6(version: &[u8]) -> bool {
     let text = String::from_utf8_lossy(version);
     let number = text.strip_prefix("ffmpeg version ").and_then(|rest| rest.split(['.', '-', ' ']).next());
-    number.and_then(|number| number.trim_start_matches('n').parse::<u32>().ok()).is_some_and(|major| major < 6)
+    number
+        .and_then(|number| number.trim_start_matches('n').parse::<u32>().ok())
+        .is_some_and(|major| major < 6)
 }
 
 /// Passes on the frames that the log announces; gives its last error messages.

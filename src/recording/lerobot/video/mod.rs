@@ -42,7 +42,11 @@ pub enum VideoDecoder {
     Program(PathBuf),
 }
 
-fn open_source(path: &Path, start: f64, decoder: &VideoDecoder) -> Result<Box<dyn FrameSource>, LeRobotError> {
+fn open_source(
+    path: &Path,
+    start: f64,
+    decoder: &VideoDecoder,
+) -> Result<Box<dyn FrameSource>, LeRobotError> {
     // A missing file or a git-LFS pointer gets its own message, not the decoder's.
     drop(super::files::open(path)?);
     let program = match decoder {
