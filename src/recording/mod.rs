@@ -4,6 +4,7 @@
 //! did from then on.
 
 pub mod bag;
+pub mod lerobot;
 mod sample;
 
 pub use sample::{Sample, Truth};
