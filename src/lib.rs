@@ -14,6 +14,7 @@
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
 //! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
+//! | `replay` | recordings through the policy: how accurate, how fast | `recording`, `evaluation`, `model` |
 //! | [`node`] | configuration, observation assembly, the policy node | `ros`, `safety`, `model` |
 //!
 //! One direction: the core (`observation`, `checkpoint`, `processor`, `motion`) knows neither ROS nor CUDA (of ROS
@@ -32,3 +33,5 @@ pub mod synthetic;
 
 #[cfg(feature = "torch")]
 pub mod model;
+#[cfg(feature = "torch")]
+pub mod replay;

@@ -124,6 +124,11 @@ impl ActionHead {
         &self.action_decoder
     }
 
+    /// A tensor from elsewhere on the head's device and in its type.
+    pub fn adopt(&self, tensor: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
+    }
+
     /// Encodes the state (B, T_state, max state dim) and hands the tick's context to the transformer.
     ///
     /// Returns the state tokens (B, T_state, width).
@@ -168,7 +173,9 @@ impl ActionHead {
         let decoded = self.action_decoder.forward(&hidden)?;
         probe.record(|| format!("head.step{step}.decoder_out"), &decoded);
         let first = decoded.size()[1] - self.horizon;
-        Ok(decoded.f_narrow(1, first, self.horizon)?)
+        let velocity = decoded.f_narrow(1, first, self.horizon)?;
+        probe.record(|| format!("head.step{step}.velocity"), &velocity);
+        Ok(velocity)
     }
 
     /// Euler integration from `noise` (B, horizon, action dim), f32, to the normalised actions of the same shape.

@@ -63,6 +63,15 @@ impl Backbone {
         &self.language
     }
 
+    /// The layout of a batch of prompts, ids and attention mask (B, S).
+    pub fn layout(
+        &self,
+        input_ids: ArrayView2<i64>,
+        attention_mask: ArrayView2<bool>,
+    ) -> Result<TokenLayout, ModelError> {
+        TokenLayout::new(input_ids, attention_mask, self.image_token, self.device)
+    }
+
     /// Frames (N, H, W, 3), prompt ids and attention mask (B, S) → features (B, S, D).
     pub fn forward(
         &mut self,

@@ -322,13 +322,15 @@ fn count_non_finite(x: &Tensor) -> Result<i64, ModelError> {
     Ok(bad.f_int64_value(&[])?)
 }
 
-fn to_tensor(values: ArrayView3<f32>) -> Result<Tensor, ModelError> {
+/// A tensor of the values, f32 on the CPU.
+pub(crate) fn to_tensor(values: ArrayView3<f32>) -> Result<Tensor, ModelError> {
     let (a, b, c) = values.dim();
     let flat: Vec<f32> = values.iter().copied().collect();
     Ok(Tensor::f_from_slice(&flat)?.f_reshape([a as i64, b as i64, c as i64])?)
 }
 
-fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
+/// The values of a tensor of three axes as f32.
+pub(crate) fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
     let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let size = tensor.size();
     let mut flat = vec![0f32; tensor.numel()];

@@ -18,4 +18,6 @@ pub mod parameter_server;
 pub mod parameter_store;
 #[cfg(all(feature = "torch", feature = "transport"))]
 pub mod policy;
+#[cfg(feature = "torch")]
+pub mod policy_options;
 pub mod status;

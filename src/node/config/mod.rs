@@ -38,7 +38,7 @@ use crate::safety::limits::{JointLimits, LimitSettings};
 use crate::safety::watchdog::{Action, WatchdogConfig};
 pub use checkpoint_keys::CheckpointKeys;
 pub use dump::effective_yaml;
-pub use parameters::{ChangeError, Parameters};
+pub use parameters::{ChangeError, Parameters, TOOLS, tool_parameters};
 pub use problem::{ConfigError, Problem};
 pub use section::split_override;
 pub use spec::{Constraint, ParameterDefault, ParameterSpec};

@@ -1,7 +1,7 @@
 //! The node's parameters by name: given, checked against the table, completed with defaults.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::problem::{ConfigError, Problem};
 use super::section::{self, Given, Source};
@@ -42,6 +42,47 @@ pub enum ChangeError {
     },
 }
 
+/// Companion tools that read the node's files too. Parameters below these names are theirs.
+pub const TOOLS: [&str; 2] = ["replay", "engine"];
+
+/// The parameters of a companion tool, one of [`TOOLS`], in the order in which they override one another: name behind the
+/// tool's, value, and the folder from which a relative path counts.
+///
+/// # Errors
+/// Files that cannot be read, values that are none. What the node makes of its own parameters is not looked at.
+pub fn tool_parameters(
+    node: &str,
+    tool: &str,
+    files: &[PathBuf],
+    overrides: &[(String, String)],
+) -> Result<Vec<(String, ParameterValue, Option<PathBuf>)>, ConfigError> {
+    let mut problems = Vec::new();
+    let given = read(node, files, overrides, &mut problems);
+    ConfigError::unless_empty(problems)?;
+    let own = given.into_iter().filter_map(|Given { name, value, source }| {
+        let name = name.strip_prefix(tool)?.strip_prefix('.')?.to_owned();
+        let folder = source.file.as_deref().and_then(Path::parent).map(Path::to_owned);
+        Some((name, value?, folder))
+    });
+    Ok(own.collect())
+}
+
+fn read(
+    node: &str,
+    files: &[PathBuf],
+    overrides: &[(String, String)],
+    problems: &mut Vec<Problem>,
+) -> Vec<Given> {
+    let mut given = Vec::new();
+    for file in files {
+        given.extend(section::read_file(file, node, problems));
+    }
+    for (name, value) in overrides {
+        given.extend(section::read_override(name, value, node, problems));
+    }
+    given
+}
+
 /// Every parameter that is set, by its dotted name, each valid by the table.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
@@ -62,13 +103,7 @@ impl Parameters {
     /// Every problem of the files and overrides; a required parameter that is missing is one too.
     pub fn load(node: &str, files: &[PathBuf], overrides: &[(String, String)]) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
-        let mut given = Vec::new();
-        for file in files {
-            given.extend(section::read_file(file, node, &mut problems));
-        }
-        for (name, value) in overrides {
-            given.extend(section::read_override(name, value, node, &mut problems));
-        }
+        let given = read(node, files, overrides, &mut problems);
         let parameters = Self::from_given(given, &mut problems);
         ConfigError::unless_empty(problems).map(|()| parameters)
     }
@@ -77,6 +112,9 @@ impl Parameters {
         let mut parameters = Self::default();
         let mut refused = Vec::new();
         for Given { name, value, source } in given {
+            if TOOLS.iter().any(|tool| name.strip_prefix(tool).is_some_and(|rest| rest.starts_with('.'))) {
+                continue;
+            }
             let Some(spec) = parameter_table().iter().find(|spec| spec.matches(&name)) else {
                 problems.push(source.problem(unknown(&name)));
                 continue;

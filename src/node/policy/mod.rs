@@ -28,10 +28,11 @@ use self::{
     control::{Control, ControlError, Moment, RefusedChunk},
     outputs::{OutputFault, Outputs},
 };
+pub use super::policy_options::policy_options;
 use super::{
     assembly::{Assembled, AssemblerConfig, Input, ObservationAssembler},
     chunk_message::{ChunkBuilder, ChunkInfo},
-    config::{CheckpointKeys, ConfigError, Device, NodeConfig},
+    config::{CheckpointKeys, ConfigError, NodeConfig},
     diagnostics::LatencyWindow,
     lifecycle_services::{self, Lifecycle},
     outputs::OutputError,
@@ -131,23 +132,6 @@ impl PolicyInfo {
             denoising_steps: policy.default_denoising_steps(),
             identity: policy.identity(),
         }
-    }
-}
-
-/// How the configuration asks for a policy.
-pub fn policy_options(config: &NodeConfig) -> PolicyOptions {
-    PolicyOptions {
-        checkpoint: config.checkpoint.path.clone(),
-        tokenizer: config.checkpoint.tokenizer.clone(),
-        eagle_config: config.checkpoint.eagle_config.clone(),
-        embodiment: config.embodiment.clone(),
-        device: match config.device {
-            Device::Auto => "auto".to_owned(),
-            Device::Cpu => "cpu".to_owned(),
-            Device::Cuda(index) => format!("cuda:{index}"),
-        },
-        kind: None,
-        denoising_steps: config.denoising_steps,
     }
 }
 

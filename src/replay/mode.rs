@@ -1,0 +1,86 @@
+//! What may run the network, by name.
+
+use std::{fmt, str::FromStr};
+
+use tch::Kind;
+
+use crate::{evaluation::ModeIdentity, model::policy::PolicyOptions};
+
+/// A way to run the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// libtorch in the device's own type: bf16 on CUDA, f32 on the CPU.
+    Torch,
+    /// libtorch in f32.
+    TorchF32,
+    /// libtorch in bf16.
+    TorchBf16,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Torch, Self::TorchF32, Self::TorchBf16];
+
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Torch => "torch",
+            Self::TorchF32 => "torch-f32",
+            Self::TorchBf16 => "torch-bf16",
+        }
+    }
+
+    /// The options of a policy in this mode.
+    pub fn options(self, base: &PolicyOptions) -> PolicyOptions {
+        let kind = match self {
+            Self::Torch => base.kind,
+            Self::TorchF32 => Some(Kind::Float),
+            Self::TorchBf16 => Some(Kind::BFloat16),
+        };
+        PolicyOptions { kind, ..base.clone() }
+    }
+
+    /// How the mode is called before a policy of it is loaded.
+    pub fn identity(self) -> ModeIdentity {
+        ModeIdentity { name: self.name().to_owned(), ..ModeIdentity::default() }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that stands for no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected one of the modes {known}, found {found:?}")]
+pub struct UnknownMode {
+    known: String,
+    found: String,
+}
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name).ok_or_else(|| UnknownMode {
+            known: Self::ALL.map(Self::name).join(", "),
+            found: name.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mode_is_known_by_its_name_and_others_are_refused_with_the_list() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.name().parse(), Ok(mode));
+        }
+        let error = "tensorflow".parse::<Mode>().unwrap_err().to_string();
+        assert!(error.contains("torch-bf16") && error.contains("\"tensorflow\""), "{error}");
+    }
+}
