@@ -5,5 +5,6 @@
 
 pub mod bag;
 mod sample;
+pub mod synthetic;
 
 pub use sample::{Sample, Truth};
