@@ -17,7 +17,8 @@ TORCH_VERSION=2.11.0
 # What libtorch's CPU half of that wheel loads besides the C and C++ runtimes. The GPU half needs all of the wheel's
 # dependencies; they are installed only where there is a GPU.
 CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
-TEST_PACKAGES=(cyclonedds==11.0.1 numpy==2.2.6 opencv-python-headless==4.11.0.86 pillow==12.1.1
+TEST_PACKAGES=(cyclonedds==11.0.1 mcap==1.6.0 mcap-ros2-support==0.6.0 numpy==2.2.6 opencv-python-headless==4.11.0.86
+    pillow==12.1.1 rosbags==0.11.9
     # The makers of LeRobot's tables and videos, and an ffmpeg program: 55, 36 and 29 MB to download.
     pyarrow==26.0.1 av==18.1.0 imageio-ffmpeg==0.6.0)
 

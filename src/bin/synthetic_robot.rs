@@ -1,7 +1,6 @@
 //! A robot for those who have none: publishes cameras and joint states that move, and hears the policy's trajectories.
 
 use std::{
-    io::Cursor,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,13 +12,13 @@ use anyhow::Context;
 use clap::Parser;
 use groot_policy::{
     node::arguments,
+    recording::synthetic::{jpeg_image, raw_image},
     ros::{
-        msg::{ByteBuf, CompressedImage, Header, Image, JointState, JointTrajectory, Time},
+        msg::{CompressedImage, Header, Image, JointState, JointTrajectory, Time},
         transport::{LOG_DIRECTIVES, NodeOptions, Publisher, Qos, Received, RosNode, shutdown_signal},
     },
     synthetic::{SyntheticOptions, SyntheticRobot, demo_joint_names},
 };
-use image::{RgbImage, codecs::jpeg::JpegEncoder};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tracing_subscriber::EnvFilter;
 
@@ -189,26 +188,6 @@ async fn publish_camera(robot: Arc<Robot>, node: RosNode, camera: String, rate: 
         }
         robot.pictures.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-fn raw_image(header: Header, frame: RgbImage) -> Image {
-    Image {
-        header,
-        height: frame.height(),
-        width: frame.width(),
-        encoding: "rgb8".to_owned(),
-        is_bigendian: 0,
-        step: 3 * frame.width(),
-        data: ByteBuf::from(frame.into_raw()),
-    }
-}
-
-fn jpeg_image(header: Header, frame: &RgbImage) -> anyhow::Result<CompressedImage> {
-    let mut data = Cursor::new(Vec::new());
-    JpegEncoder::new_with_quality(&mut data, 90).encode_image(frame).context("cannot compress a picture")?;
-    // What image_transport writes for a JPEG of an rgb8 image.
-    let format = "rgb8; jpeg compressed bgr8".to_owned();
-    Ok(CompressedImage { header, format, data: ByteBuf::from(data.into_inner()) })
 }
 
 async fn publish_joints(robot: Arc<Robot>, node: RosNode, rate: f64) -> anyhow::Result<()> {

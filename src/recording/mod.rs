@@ -6,5 +6,6 @@
 pub mod bag;
 pub mod lerobot;
 mod sample;
+pub mod synthetic;
 
 pub use sample::{Sample, Truth};

@@ -9,6 +9,7 @@
 //! | [`message`] | a message that is not yet decoded |
 //! | [`limits`], [`report`] | what is believed of a file, and what was wrong with it |
 //! | [`samples`] | messages to what the policy would have seen, and what the robot did then |
+//! | [`writer`], [`definitions`] | bags of our own |
 //!
 //! What is read: MCAP files with chunks of zstd, lz4 or no compression, or without chunks; SQLite files; both compressed
 //! as files or message by message, split or not, with `metadata.yaml` (versions 1 to 9) or without. Damage is skipped,
@@ -40,6 +41,7 @@
 //! # }
 //! ```
 
+mod definitions;
 mod error;
 mod limits;
 mod mcap;
@@ -52,6 +54,7 @@ mod report;
 mod samples;
 mod sqlite;
 mod unpack;
+mod writer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,6 +70,7 @@ pub use messages::Messages;
 pub use qos::OfferedQos;
 pub use report::{BagReport, Fault, Tally};
 pub use samples::{Samples, SamplesError, SamplesOptions, SamplesReport, Stride, TruthSource};
+pub use writer::{BagWriter, WriterOptions};
 
 use crate::ros::Stamp;
 use metadata::Metadata;
