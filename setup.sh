@@ -19,8 +19,9 @@ TORCH_VERSION=2.11.0
 CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 TEST_PACKAGES=(cyclonedds==11.0.1 mcap==1.6.0 mcap-ros2-support==0.6.0 numpy==2.2.6 opencv-python-headless==4.11.0.86
     pillow==12.1.1 rosbags==0.11.9
-    # The makers of LeRobot's tables and videos, and an ffmpeg program: 55, 36 and 29 MB to download.
-    pyarrow==26.0.1 av==18.1.0 imageio-ffmpeg==0.6.0)
+    # The makers of LeRobot's tables and videos, and an ffmpeg program: 50, 37 and 29 MB to download. These
+    # are the newest that Python 3.10 can have.
+    pyarrow==25.0.1 av==17.1.0 imageio-ffmpeg==0.6.0)
 
 say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 die() { printf '\033[1m[setup]\033[0m %s\n' "$*" >&2; exit 1; }

@@ -346,6 +346,10 @@ fn a_dataset_that_does_not_fit_the_checkpoint_says_what_it_has() {
         let message = refused(&keys, &[]);
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
+    let copy = fixture().copy("v21");
+    fs::write(copy.path().join("meta/episodes.jsonl"), "\n").unwrap();
+    let none = samples(copy.path(), &options(&[]), &usual()).unwrap_err().to_string();
+    assert!(none.contains("at least one episode"), "{none}");
     let message = refused(&usual(), &[0, 4]);
     assert!(message.contains("4 episodes, 0 to 3") && message.contains("found 4"), "{message}");
 }
@@ -407,6 +411,30 @@ fn missing_rows_columns_and_cut_off_tables_are_named() {
             .unwrap();
     });
     assert!(other.contains("file-000.parquet") && other.contains("at least 54 rows, found 17"), "{other}");
+}
+
+#[test]
+fn a_fault_in_a_row_is_named_with_its_place() {
+    for (fault, parts) in [
+        ("nan", ["row 5, column observation.state, value 2", "found NaN"]),
+        ("infinite", ["row 5, column observation.state, value 2", "found inf"]),
+        ("null", ["row 5, column observation.state, value 2", "found NaN"]),
+        ("absent", ["row 4 of episode 1, column action", "7 value(s), as in meta/info.json, found 0"]),
+        ("short", ["row 4 of episode 1, column action", "7 value(s), as in meta/info.json, found 6"]),
+        ("nested", ["column action", "expected a number or a list of numbers"]),
+        ("text", ["column action", "expected a number or a list of numbers"]),
+        ("task", ["row 0 of episode 1", "[-1.0]"]),
+        ("gif", ["row 0, column observation.images.stored", "6 bytes of another format"]),
+        ("outside", ["row 0, column observation.images.stored", "only pictures stored in the table itself"]),
+        ("empty", ["episode 1", "at least one row"]),
+    ] {
+        let message = message("v21", "stored", |root| {
+            let broken = fixture().root.join(format!("broken/{fault}.parquet"));
+            fs::copy(broken, root.join("data/chunk-000/episode_000001.parquet")).unwrap();
+        });
+        let parts = [parts[0], parts[1], "episode_000001.parquet"];
+        assert!(parts.iter().all(|part| message.contains(part)), "{fault}: {message}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """Writes LeRobot datasets with PyArrow and PyAV, and beside them what PyArrow and PyAV read back.
 
-Usage: lerobot.py write FOLDER makes FOLDER/v21, FOLDER/v30 and FOLDER/expected/<dataset>/episode_N.<column>, the
+Usage: lerobot.py write FOLDER makes FOLDER/v21, FOLDER/v30, FOLDER/broken and FOLDER/expected/<dataset>/episode_N.<column>, the
 latter as raw little-endian numbers: float32 for columns, uint8 RGB for cameras. The last line of its output is the path
 of an ffmpeg program. lerobot.py read DATASET FOLDER reads a dataset of version 2.1 whose pictures are in its tables and
 writes such files for it.
@@ -239,12 +239,39 @@ def read(root, folder):
                 np.array(cells).astype("<f4").tofile(path)
 
 
+def write_broken(folder):
+    """Tables of episode 1 with one fault each."""
+    folder.mkdir()
+    table = episode_columns(1, LENGTHS[0], False)
+
+    def write(name, column, cells, kind):
+        index = table.column_names.index(column)
+        pq.write_table(table.set_column(index, column, pa.array(cells, kind)), folder / f"{name}.parquet")
+
+    for name, value in [("nan", float("nan")), ("infinite", float("inf")), ("null", None)]:
+        cells = table["observation.state"].to_pylist()
+        cells[5][2] = value
+        write(name, "observation.state", cells, pa.list_(pa.float32()))
+    cells = table["action"].to_pylist()
+    write("absent", "action", cells[:4] + [None] + cells[5:], pa.list_(pa.float64()))
+    write("short", "action", cells[:4] + [cells[4][:6]] + cells[5:], pa.list_(pa.float64()))
+    write("nested", "action", [[cell] for cell in cells], pa.list_(pa.list_(pa.float64())))
+    write("text", "action", [str(cell) for cell in cells], pa.string())
+    write("task", "task_index", [-1] * LENGTHS[1], pa.int64())
+    pictures = table["observation.images.stored"].to_pylist()
+    kind = table["observation.images.stored"].type
+    write("gif", "observation.images.stored", [{**pictures[0], "bytes": b"GIF89a"}] + pictures[1:], kind)
+    write("outside", "observation.images.stored", [{**p, "bytes": None} for p in pictures], kind)
+    pq.write_table(table.slice(0, 0), folder / "empty.parquet")
+
+
 def main():
     if sys.argv[1] == "read":
         return read(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))
     root = pathlib.Path(sys.argv[2])
     write_v21(root / "v21", root / "expected/v21")
     write_v30(root / "v30", root / "expected/v30")
+    write_broken(root / "broken")
     print(imageio_ffmpeg.get_ffmpeg_exe())
 
 

@@ -47,6 +47,15 @@ impl<'a> Samples<'a> {
         for &episode in &episodes {
             dataset.episode(episode)?;
         }
+        if episodes.is_empty() {
+            return Err(LeRobotError::Invalid {
+                path: dataset.root.clone(),
+                at: "the list of episodes".to_owned(),
+                expected: "at least one episode".to_owned(),
+                found: "none".to_owned(),
+                advice: "record one".to_owned(),
+            });
+        }
         Ok(Self { dataset, options, keys, mapping, episodes, current: None })
     }
 

@@ -4,11 +4,14 @@
 //! `showinfo` filter.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, ChildStdout, Command, Stdio},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread::JoinHandle,
 };
 
@@ -19,6 +22,8 @@ use crate::recording::lerobot::error::LeRobotError;
 
 /// Lines of messages that are kept for an error.
 const MAX_MESSAGES: usize = 4;
+/// What the lines about frames begin with.
+const FRAME_LOG: &str = "[Parsed_showinfo_";
 /// Bytes of a line that are looked at.
 const MAX_LINE: u64 = 4096;
 
@@ -35,7 +40,8 @@ pub(super) struct Executable {
     path: PathBuf,
     process: Child,
     pixels: ChildStdout,
-    announced: Receiver<Announced>,
+    /// Frames in their order; a line that announces one but is not understood comes as text.
+    announced: Receiver<Result<Announced, String>>,
     /// Reads the log; gives its last messages at the end.
     log: Option<JoinHandle<Vec<String>>>,
 }
@@ -45,9 +51,10 @@ impl Executable {
     pub(super) fn open(path: &Path, start: f64, program: &Path) -> Result<Self, LeRobotError> {
         let absent =
             |source| LeRobotError::NoDecoder { video: path.to_owned(), tried: program.to_owned(), source };
-        let version = Command::new(program).arg("-version").stdin(Stdio::null()).output().map_err(absent)?;
         let mut command = Command::new(program);
-        command.args(["-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info", "-xerror"]);
+        // Colours would stand before the names that lines are known by.
+        command.env("AV_LOG_FORCE_NOCOLOR", "1").env_remove("AV_LOG_FORCE_COLOR");
+        command.args(["-hide_banner", "-nostdin", "-nostats", "-loglevel", "repeat+level+info", "-xerror"]);
         // Times are those of the file, and pictures are not turned.
         command.args(["-copyts", "-noautorotate"]);
         if start > 0.0 {
@@ -62,7 +69,7 @@ impl Executable {
         command.args(["-map", "0:v:0", "-an", "-sn", "-dn"]);
         command.args(["-vf", "scale=flags=bilinear,format=rgb24,showinfo=checksum=0"]);
         // Every frame once, whatever the rate. The older name ended with FFmpeg 7.
-        let passthrough = if is_before_6(&version.stdout) { "-vsync" } else { "-fps_mode" };
+        let passthrough = if is_old(program).map_err(absent)? { "-vsync" } else { "-fps_mode" };
         command.args([passthrough, "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().map_err(absent)?;
@@ -96,10 +103,14 @@ impl Executable {
 impl FrameSource for Executable {
     fn next_frame(&mut self) -> Result<Option<TimedFrame>, LeRobotError> {
         // The log's reader hangs up at the end of the log.
-        let Ok(Announced { seconds, width, height }) = self.announced.recv() else {
+        let Ok(announced) = self.announced.recv() else {
             self.finish()?;
             return Ok(None);
         };
+        let Announced { seconds, width, height } = announced.map_err(|line| LeRobotError::Video {
+            path: self.path.clone(),
+            message: format!("this version of FFmpeg describes frames in an unknown way: {line:?}"),
+        })?;
         let mut bytes = vec![0; frame_bytes(&self.path, width, height)?];
         if let Err(error) = self.pixels.read_exact(&mut bytes) {
             // A frame that was announced but not written: the run failed in between.
@@ -123,6 +134,20 @@ impl Drop for Executable {
     }
 }
 
+/// Whether the program is older than version 6. It is asked once.
+fn is_old(program: &Path) -> std::io::Result<bool> {
+    static KNOWN: Mutex<BTreeMap<PathBuf, bool>> = Mutex::new(BTreeMap::new());
+    // The map is whole at every moment, whoever panicked.
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(old) = known.get(program) {
+        return Ok(*old);
+    }
+    let version = Command::new(program).arg("-version").stdin(Stdio::null()).output()?;
+    let old = is_before_6(&version.stdout);
+    known.insert(program.to_owned(), old);
+    Ok(old)
+}
+
 /// Whether the text of `ffmpeg -version` names a version before 6; builds from a repository name none and are newer.
 fn is_before_6(version: &[u8]) -> bool {
     let text = String::from_utf8_lossy(version);
@@ -133,7 +158,7 @@ fn is_before_6(version: &[u8]) -> bool {
 }
 
 /// Passes on the frames that the log announces; gives its last error messages.
-fn read_log(log: ChildStderr, frames: &Sender<Announced>) -> Vec<String> {
+fn read_log(log: ChildStderr, frames: &Sender<Result<Announced, String>>) -> Vec<String> {
     let mut log = BufReader::new(log);
     let mut messages = VecDeque::new();
     let mut time_base = None;
@@ -147,9 +172,10 @@ fn read_log(log: ChildStderr, frames: &Sender<Announced>) -> Vec<String> {
         let text = String::from_utf8_lossy(&line);
         if let Some(base) = parse_time_base(&text) {
             time_base = Some(base);
-        } else if let Some(frame) = time_base.and_then(|base| parse_frame(&text, base)) {
+        } else if is_frame(&text) {
+            let frame = time_base.and_then(|base| parse_frame(&text, base));
             // Without a receiver the program is about to be killed.
-            let _ = frames.send(frame);
+            let _ = frames.send(frame.ok_or_else(|| text.trim().to_owned()));
         } else if text.contains("[error]") || text.contains("[fatal]") || text.contains("[panic]") {
             if messages.len() == MAX_MESSAGES {
                 messages.pop_front();
@@ -161,17 +187,19 @@ fn read_log(log: ChildStderr, frames: &Sender<Announced>) -> Vec<String> {
 
 /// The unit of the times: numerator and denominator of seconds.
 fn parse_time_base(line: &str) -> Option<(f64, f64)> {
-    let base = line.split_once("config in time_base: ")?.1;
+    let base = line.strip_prefix(FRAME_LOG)?.split_once("config in time_base: ")?.1;
     let (numerator, rest) = base.split_once('/')?;
     let denominator = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     let base = (numerator.trim().parse().ok()?, denominator.parse().ok()?);
     (base.0 > 0.0 && base.1 > 0.0).then_some(base)
 }
 
+/// Whether a line announces a frame. Texts inside a file are printed further to the right.
+fn is_frame(line: &str) -> bool {
+    line.starts_with(FRAME_LOG) && line.contains(" n:") && line.contains(" pts:")
+}
+
 fn parse_frame(line: &str, (numerator, denominator): (f64, f64)) -> Option<Announced> {
-    if !line.contains("Parsed_showinfo") {
-        return None;
-    }
     let time = line.split_once(" pts:")?.1.split_whitespace().next()?;
     let (width, height) = line
         .split_whitespace()
@@ -198,9 +226,11 @@ mod tests {
             "[Parsed_showinfo_2 @ 0x55d0] [info] n:   3 pts:   1536 pts_time:0.1     duration:    512 \
              duration_time:0.0333333 fmt:rgb24 cl:left sar:0/1 s:64x48 i:P iskey:0 type:B ",
         ] {
+            assert!(is_frame(line));
             assert_eq!(parse_frame(line, (1.0, 15360.0)), Some(frame));
         }
-        assert_eq!(parse_frame("[info] Stream #0:0: Video: h264, s:64x48", (1.0, 15360.0)), None);
+        // A title that a file gives itself.
+        assert!(!is_frame("[info]   title : [Parsed_showinfo_2 @ 0x55d0] [info] n:   3 pts:   1536 s:64x48"));
     }
 
     #[test]
