@@ -2,7 +2,8 @@
 //!
 //! Its parts without ROS and clocks: [`config`] (what it is told), [`assembly`] (messages to observations),
 //! [`trajectory`] (actions to messages), [`outputs`] (what controllers follow), [`parameter_store`] (its parameters, read
-//! and changed from outside), [`status`] (what it says on the terminal) and [`diagnostics`] (what it says to other nodes).
+//! and changed from outside), [`status`] (what it says on the terminal), [`diagnostics`] (what it says to other nodes) and
+//! [`transition_events`] (how it tells of changes of its state).
 //! `parameter_server` and `lifecycle_services` offer services, `policy` wires everything to the transport and the model.
 
 pub mod arguments;
@@ -19,3 +20,4 @@ pub mod parameter_store;
 pub mod policy;
 pub mod status;
 pub mod trajectory;
+pub mod transition_events;
