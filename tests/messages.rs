@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
-use groot_policy::ros::msg::{self, Message};
+use groot_policy::ros::{
+    msg::{self, Message},
+    srv,
+};
 use serde_reflection::{ContainerFormat, Format, Named, Samples, Tracer, TracerConfig};
 
 /// Fields of a message as `(type, name)`; a package before the type is left out.
@@ -35,6 +38,7 @@ fn written(format: &Format) -> String {
         Format::Bool => "bool".into(),
         Format::U8 => "uint8".into(),
         Format::I32 => "int32".into(),
+        Format::I64 => "int64".into(),
         Format::U32 => "uint32".into(),
         Format::U64 => "uint64".into(),
         Format::F32 => "float32".into(),
@@ -139,6 +143,9 @@ fn the_standard_messages_are_those_of_ros_2() {
     );
     check::<msg::JointTrajectory>(
         "std_msgs/Header header; string[] joint_names; JointTrajectoryPoint[] points",
+    );
+    check::<srv::TransitionEvent>(
+        "uint64 timestamp; Transition transition; State start_state; State goal_state",
     );
 }
 

@@ -223,7 +223,7 @@ async fn the_log_reaches_another_dds() {
         ..NodeOptions::new("policy_node")
     })
     .unwrap();
-    let _task = queue.publish(&node).unwrap();
+    queue.publish(&node).unwrap();
     let mut peer = Peer::start(domain);
     peer.ask(json!({"command": "subscriber", "topic": "/rosout", "type": "rcl_interfaces/Log", "qos": "transient_local"}));
     let line = loop {

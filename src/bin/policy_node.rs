@@ -1,6 +1,6 @@
 //! Runs a GR00T N1.6 policy as a ROS 2 node.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use groot_policy::{
@@ -9,9 +9,14 @@ use groot_policy::{
         config::{NodeConfig, effective_yaml},
         policy::{load, policy_options, run},
     },
-    ros::transport::{LOG_DIRECTIVES, NodeName, NodeOptions, RosNode, shutdown_signal},
+    ros::{
+        rosout,
+        transport::{LOG_DIRECTIVES, NodeName, NodeOptions, RosNode, shutdown_signal},
+    },
 };
-use tracing_subscriber::{EnvFilter, fmt::time::uptime};
+use tracing_subscriber::{
+    EnvFilter, fmt::time::uptime, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 const HELP: &str = "\
 Runs a GR00T N1.6 policy as a ROS 2 node.
@@ -30,6 +35,9 @@ Options:
   -V, --version          print the version
 
 All parameters, annotated: config/policy.yaml. The demo: config/demo.yaml.";
+
+/// How long the end waits for the last lines of the log to be sent.
+const LAST_LINES: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     let arguments = match arguments::parse(std::env::args().skip(1)) {
@@ -79,11 +87,15 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
     }
     let level = arguments.log_level.clone().or_else(|| std::env::var("RUST_LOG").ok());
     let filter = format!("{},{LOG_DIRECTIVES}", level.as_deref().unwrap_or("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&filter).with_context(|| format!("log level {filter:?}"))?)
+    let terminal = tracing_subscriber::fmt::layer()
         .with_target(false)
         .with_timer(uptime())
-        .with_ansi(std::io::stdout().is_terminal())
+        .with_ansi(std::io::stdout().is_terminal());
+    let (rosout_layer, rosout_queue) = rosout::layer();
+    tracing_subscriber::registry()
+        .with(EnvFilter::try_new(&filter).with_context(|| format!("log level {filter:?}"))?)
+        .with(terminal)
+        .with(rosout_layer)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
@@ -92,6 +104,9 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
             use_sim_time: config.use_sim_time,
             ..options
         })?;
+        // A node without its log on the network is worth more than none.
+        let rosout =
+            rosout_queue.publish(&node).inspect_err(|error| tracing::warn!("no /rosout: {error}")).ok();
         let stop = async {
             if let Err(error) = shutdown_signal().await {
                 tracing::error!("cannot listen for signals: {error}");
@@ -100,10 +115,13 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
         };
         let policy = policy_options(&config);
         let result = run(config, node.clone(), move || load(&policy), stop).await;
+        if let Some(rosout) = rosout {
+            rosout.flush(LAST_LINES).await;
+        }
         node.shutdown().await;
         result
     });
     // A task that is still decoding an image must not hold up the end.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(result?)
 }

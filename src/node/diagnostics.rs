@@ -2,7 +2,7 @@
 //!
 //! | status | ERROR | WARN |
 //! |---|---|---|
-//! | inputs | an input is missing or too old; none of its new messages is of use (NaN joints, frames of a wrong size) | blocked ticks, refused, undecodable or wrongly typed messages, a clock that was set back |
+//! | inputs | an input is missing or too old; none of its new messages is of use (NaN joints, frames of a wrong size) | lost messages, blocked ticks, refused, undecodable or wrongly typed messages, a clock that was set back |
 //! | inference | the engine failed; a tick failed; a chunk was not finite | no chunk yet; rate below 80 % of what is asked for; chunks that came too late |
 //! | motion | the watchdog holds or stops | the watchdog waits for the first chunk; commands were clipped |
 //! | activation | an e-stop is latched | |
@@ -82,6 +82,8 @@ fn milliseconds(time: Duration) -> f32 {
 /// What the transport counted of one input's topic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TransportCounts {
+    /// Messages that were sent and never came; `None` where the transport cannot tell.
+    pub lost: Option<u64>,
     /// Messages that newer ones pushed out before they were read. Normal for cameras faster than the policy.
     pub overwritten: u64,
     /// Payloads that are not the message that the topic should carry.
@@ -254,6 +256,10 @@ fn inputs(before: Option<&Snapshot>, now: &Snapshot) -> DiagnosticStatus {
             }
             refused => part.warn(format!("{name}: {refused} of {received} new messages refused: {because}")),
         }
+        let lost = input.transport.lost.unwrap_or(0).saturating_sub(then_transport.lost.unwrap_or(0));
+        if lost > 0 {
+            part.warn(format!("{name}: {lost} messages were lost on the way, {received} came"));
+        }
         let undecodable = input.transport.undecodable.saturating_sub(then_transport.undecodable);
         if undecodable > 0 {
             part.warn(format!("{name}: {undecodable} payloads that are not of the topic's type"));
@@ -270,6 +276,9 @@ fn inputs(before: Option<&Snapshot>, now: &Snapshot) -> DiagnosticStatus {
             format!("{name} age (ms)"),
             age.map_or_else(|| "none".to_owned(), |age| milliseconds(age).to_string()),
         );
+        if let Some(lost) = input.transport.lost {
+            part.value(format!("{name} lost"), lost);
+        }
         for (what, count) in [
             ("received", counts.received),
             ("refused", counts.refused),
@@ -462,6 +471,8 @@ fn input_status(input: &InputSnapshot) -> InputStatus {
         fresh: input.fresh(),
         received: counts.received,
         refused: counts.refused + input.transport.undecodable + input.transport.wrong_type,
+        // A count since the start stays far below the end of i64.
+        lost: input.transport.lost.map_or(-1, |lost| i64::try_from(lost).unwrap_or(i64::MAX)),
         overwritten: input.transport.overwritten,
         out_of_order: counts.out_of_order,
         duplicates: counts.duplicates,

@@ -1,8 +1,9 @@
 //! The policy node.
 //!
 //! Its parts without ROS and clocks: [`config`] (what it is told), [`assembly`] (messages to observations),
-//! [`chunk_message`] (actions to the message of a chunk), [`outputs`] (what controllers follow), [`parameter_store`] (its parameters, read
-//! and changed from outside), [`status`] (what it says on the terminal) and [`diagnostics`] (what it says to other nodes).
+//! [`chunk_message`] (actions to the message of a chunk), [`outputs`] (what controllers follow), [`parameter_store`] (its
+//! parameters, read and changed from outside), [`status`] (what it says on the terminal), [`diagnostics`] (what it says to
+//! other nodes) and [`transition_events`] (how it tells of changes of its state).
 //! `parameter_server` and `lifecycle_services` offer services, `policy` wires everything to the transport and the model.
 
 pub mod arguments;
@@ -21,3 +22,4 @@ pub mod policy;
 #[cfg(feature = "torch")]
 pub mod policy_options;
 pub mod status;
+pub mod transition_events;

@@ -302,6 +302,9 @@ messages! {
             received: u64,
             /// Messages that were no use.
             refused: u64,
+            /// Messages that were sent and never came, by gaps in their publishers' numbering; -1 where the transport
+            /// cannot tell.
+            lost: i64,
             /// Messages that newer ones pushed out before they were read.
             overwritten: u64,
             /// Messages that came after newer ones.

@@ -1,8 +1,9 @@
 //! The log on `/rosout`, where `rqt_console` and `ros2 topic echo /rosout` find it.
 //!
 //! [`layer`] takes lines from the first moment on, into a queue of bounded length; [`RosoutQueue::publish`] sends them once
-//! there is a node. Writing a line never waits: what finds the queue full is dropped and counted. The middleware's own
-//! lines are left out, since sending them could cause further ones.
+//! there is a node. Writing a line never waits: what finds the queue full is dropped and counted. Sending may wait for a
+//! subscriber that is slow, so a thread of its own does it. The middleware's own lines are left out, since sending them could
+//! cause further ones.
 
 use std::{
     fmt::{self, Write as _},
@@ -10,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -33,25 +35,53 @@ const MAX_TEXT: usize = 8 << 10;
 /// What must not be sent, by the beginning of its target.
 const OWN_TRANSPORT: [&str; 4] = ["rustdds", "ros2_client", "r2r", "mio"];
 
+/// What both ends of the queue count.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Lines that were taken.
+    taken: AtomicU64,
+    /// Lines of these that were sent, or tried to.
+    done: AtomicU64,
+    /// Lines that are lost and nobody was told of yet.
+    dropped: AtomicU64,
+}
+
 /// The two ends of the queue: a layer for `tracing_subscriber`, and what sends the lines.
 pub fn layer() -> (RosoutLayer, RosoutQueue) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let dropped = Arc::<AtomicU64>::default();
-    (RosoutLayer { sender, dropped: Arc::clone(&dropped) }, RosoutQueue { receiver, dropped })
+    let counts = Arc::<Counts>::default();
+    (RosoutLayer { sender, counts: Arc::clone(&counts) }, RosoutQueue { receiver, counts })
 }
 
 /// Takes the lines of the log.
 #[derive(Debug)]
 pub struct RosoutLayer {
     sender: mpsc::Sender<Log>,
-    dropped: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 /// The lines that wait for being sent.
 #[derive(Debug)]
 pub struct RosoutQueue {
     receiver: mpsc::Receiver<Log>,
-    dropped: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// What sends the lines.
+#[derive(Debug)]
+pub struct RosoutSender {
+    counts: Arc<Counts>,
+}
+
+impl RosoutSender {
+    /// Waits until the lines that were written before are on their way, but not longer than `patience`.
+    pub async fn flush(&self, patience: Duration) {
+        let taken = self.counts.taken.load(Ordering::Relaxed);
+        let start = Instant::now();
+        while self.counts.done.load(Ordering::Relaxed) < taken && start.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 impl<S: Subscriber> Layer<S> for RosoutLayer {
@@ -73,33 +103,41 @@ impl<S: Subscriber> Layer<S> for RosoutLayer {
             function: target.to_owned(),
             line: metadata.line().unwrap_or_default(),
         };
-        if self.sender.try_send(log).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+        let counter =
+            if self.sender.try_send(log).is_ok() { &self.counts.taken } else { &self.counts.dropped };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl RosoutQueue {
-    /// Sends what waits and whatever comes, in a task that runs as long as the node.
+    /// Sends what waits and whatever comes, in a thread that ends with the first line after the node.
     ///
     /// # Errors
-    /// A refusal of the transport.
-    pub fn publish(mut self, node: &RosNode) -> Result<tokio::task::JoinHandle<()>, RosError> {
+    /// A refusal of the transport or, as [`RosError::Middleware`], of the system that gives no thread.
+    pub fn publish(mut self, node: &RosNode) -> Result<RosoutSender, RosError> {
         let publisher = node.publisher::<Log>("/rosout", Qos::rosout())?;
         // As `rcl` names loggers: namespace and name with dots.
         let name = node.name().qualified().trim_start_matches('/').replace('/', ".");
-        Ok(tokio::spawn(async move {
-            while let Some(log) = self.receiver.recv().await {
-                if let Err(RosError::ShutDown) = self.send(&publisher, &name, log) {
+        let sender = RosoutSender { counts: Arc::clone(&self.counts) };
+        let run = move || {
+            while let Some(log) = self.receiver.blocking_recv() {
+                let sent = self.send(&publisher, &name, log);
+                self.counts.done.fetch_add(1, Ordering::Relaxed);
+                if let Err(RosError::ShutDown) = sent {
                     break;
                 }
             }
-        }))
+        };
+        std::thread::Builder::new().name("rosout".to_owned()).spawn(run).map_err(|e| {
+            RosError::Middleware { action: "start the thread of /rosout".to_owned(), source: e.into() }
+        })?;
+        Ok(sender)
     }
 
     /// Nothing here may write to the log.
     fn send(&self, publisher: &Publisher<Log>, name: &str, log: Log) -> Result<(), RosError> {
-        let lost = self.dropped.swap(0, Ordering::Relaxed);
+        let dropped = &self.counts.dropped;
+        let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let notice = Log {
                 name: name.to_owned(),
@@ -110,13 +148,13 @@ impl RosoutQueue {
                 ..log.clone()
             };
             if let Err(error) = publisher.publish(notice) {
-                self.dropped.fetch_add(lost + 1, Ordering::Relaxed);
+                dropped.fetch_add(lost + 1, Ordering::Relaxed);
                 return Err(error);
             }
         }
         let sent = publisher.publish(Log { name: name.to_owned(), ..log });
         if sent.is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            dropped.fetch_add(1, Ordering::Relaxed);
         }
         sent
     }
@@ -185,7 +223,7 @@ mod tests {
         let (layer, mut queue) = layer();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), write);
         let lines = std::iter::from_fn(|| queue.receiver.try_recv().ok()).collect();
-        (lines, queue.dropped.load(Ordering::Relaxed))
+        (lines, queue.counts.dropped.load(Ordering::Relaxed))
     }
 
     #[test]

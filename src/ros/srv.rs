@@ -224,6 +224,17 @@ messages! {
             /// Where it leads.
             goal_state: State,
         }
+        /// Tells everybody that a node went from one state to another.
+        TransitionEvent {
+            /// When, in nanoseconds.
+            timestamp: u64,
+            /// The transition.
+            transition: Transition,
+            /// Where it began.
+            start_state: State,
+            /// Where it led.
+            goal_state: State,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 """A peer on the network that shares no code with the package: Eclipse Cyclone DDS through its Python binding.
 
 Reads one JSON command per line on standard input and answers each with one JSON line on standard output:
-{"ok": true, ...} or {"ok": false, "error": "..."}. The domain is the first command line argument; all traffic stays on
-the loopback interface. Ends with its standard input.
+{"ok": true, ...} or {"ok": false, "error": "..."}. The domain is the first command line argument, how many of a thousand
+packets it loses on sending the second one (0); all traffic stays on the loopback interface. Ends with its standard input.
 
 | command | fields | does |
 |---|---|---|
@@ -34,7 +34,8 @@ import types
 import typing
 
 # Found on loopback without multicast: participants announce themselves to the well-known ports of this machine.
-os.environ["CYCLONEDDS_URI"] = """
+LOST = sys.argv[2] if len(sys.argv) > 2 else "0"
+os.environ["CYCLONEDDS_URI"] = f"""
 <CycloneDDS><Domain>
   <General>
     <Interfaces><NetworkInterface name="lo"/></Interfaces>
@@ -45,6 +46,7 @@ os.environ["CYCLONEDDS_URI"] = """
     <MaxAutoParticipantIndex>50</MaxAutoParticipantIndex>
     <Peers><Peer address="127.0.0.1"/></Peers>
   </Discovery>
+  <Internal><Test><XmitLossiness>{LOST}</XmitLossiness></Test></Internal>
 </Domain></CycloneDDS>
 """
 
@@ -83,6 +85,11 @@ class Header(IdlStruct, typename="std_msgs.msg.dds_.Header_"):
 @dataclasses.dataclass
 class String(IdlStruct, typename="std_msgs.msg.dds_.String_"):
     data: str
+
+
+@dataclasses.dataclass
+class Bool(IdlStruct, typename="std_msgs.msg.dds_.Bool_"):
+    data: bool
 
 
 @dataclasses.dataclass
@@ -259,7 +266,16 @@ class TransitionDescription(IdlStruct, typename="lifecycle_msgs.msg.dds_.Transit
     goal_state: State
 
 
+@dataclasses.dataclass
+class TransitionEvent(IdlStruct, typename="lifecycle_msgs.msg.dds_.TransitionEvent_"):
+    timestamp: uint64
+    transition: Transition
+    start_state: State
+    goal_state: State
+
+
 TYPES = {
+    "std_msgs/Bool": Bool,
     "std_msgs/String": String,
     "sensor_msgs/Image": Image,
     "sensor_msgs/CompressedImage": CompressedImage,
@@ -269,6 +285,7 @@ TYPES = {
     "rosgraph_msgs/Clock": Clock,
     "rcl_interfaces/Log": Log,
     "rcl_interfaces/ParameterEvent": ParameterEvent,
+    "lifecycle_msgs/TransitionEvent": TransitionEvent,
 }
 
 # Services: the fields of request and response. What has no field gets one from rosidl.

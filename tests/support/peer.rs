@@ -19,10 +19,15 @@ pub struct Peer {
 impl Peer {
     /// Starts the peer in a DDS domain.
     pub fn start(domain: u16) -> Self {
+        Self::start_on_bad_network(domain, 0)
+    }
+
+    /// Starts a peer that loses this many of a thousand packets that it sends.
+    pub fn start_on_bad_network(domain: u16, lost: u16) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/dds_peer.py");
         let mut process = Command::new(python())
             .arg(script)
-            .arg(domain.to_string())
+            .args([domain, lost].map(|number| number.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -91,7 +91,7 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             C::Text(MAX_INSTRUCTION_CHARS),
             "",
             DYNAMIC,
-            "What the robot is asked to do, until a message on `instruction_topic` says otherwise. May be empty.",
+            "What the robot is asked to do. A message on `instruction_topic` sets it, too. May be empty.",
         ),
         parameter(
             "instruction_topic",

@@ -140,6 +140,14 @@ fn payloads_and_types_that_are_wrong_are_a_warning() {
 }
 
 #[test]
+fn messages_that_were_lost_on_the_way_are_a_warning_with_their_number() {
+    let lost = |now: &mut Snapshot| now.inputs[0].transport.lost = Some(7);
+    complains(lost, "inputs", WARN, &["camera front: 7 messages were lost on the way"]);
+    let values = &diagnostics(None, &healthy(2)).status[0].values;
+    assert!(values.iter().all(|value| !value.key.ends_with("lost")), "nothing is claimed that is not known");
+}
+
+#[test]
 fn frames_that_a_faster_camera_overwrites_are_no_fault() {
     let mut now = healthy(2);
     now.inputs[0].transport.overwritten = 25;
@@ -275,7 +283,8 @@ fn several_faults_are_all_told_worst_first() {
 fn the_status_message_says_everything_that_is_known() {
     let mut now = healthy(2);
     now.inputs[1].report.age = None;
-    now.inputs[0].transport = TransportCounts { overwritten: 4, undecodable: 2, wrong_type: 1 };
+    now.inputs[0].transport =
+        TransportCounts { lost: Some(9), overwritten: 4, undecodable: 2, wrong_type: 1 };
     now.inputs[0].report.counts.refused = 10;
     now.watchdog = watchdog::State::Stop { reason: "why".into() };
     let status = policy_status(&now);
@@ -285,6 +294,8 @@ fn the_status_message_says_everything_that_is_known() {
     assert_eq!((status.engine.as_str(), status.handover.as_str()), ("bf16 on cuda:0", "blend"));
     let inputs: Vec<_> = status.inputs.iter().map(|i| (i.name.as_str(), i.age, i.fresh, i.refused)).collect();
     assert_eq!(inputs, [("camera front", 30.0, true, 13), ("joint states", -1.0, false, 0)]);
+    let passed: Vec<_> = status.inputs.iter().map(|i| (i.lost, i.overwritten)).collect();
+    assert_eq!(passed, [(9, 4), (-1, 0)], "one transport counts what was lost, the other cannot");
     assert_eq!(status.latency, now.latency);
 }
 

@@ -110,6 +110,8 @@ pub struct Control {
     commanded: Option<(Stamp, Vec<f64>)>,
     /// The watchdog's verdict that was acted upon last.
     acted: &'static str,
+    /// Changes of the state that nobody was told of yet.
+    changes: Vec<StateChange>,
     /// Activation ended: where motion is to be halted, and at which pose.
     halt: Option<(Route, Option<Vec<f64>>)>,
     /// When the tick in progress began.
@@ -155,6 +157,7 @@ impl Control {
             frame_id: config.frame_id.clone(),
             commanded: None,
             acted: "",
+            changes: Vec::new(),
             halt: None,
             in_flight: None,
             failure: None,
@@ -248,6 +251,11 @@ impl Control {
         change
     }
 
+    /// The changes of the state since the last call, oldest first.
+    pub fn take_changes(&mut self) -> Vec<StateChange> {
+        std::mem::take(&mut self.changes)
+    }
+
     /// Releases the e-stop's latch.
     pub fn reset(&mut self) -> Outcome {
         self.gate.reset()
@@ -255,9 +263,8 @@ impl Control {
 
     /// Where activation has ended, motion is halted. Whoever activates next finds neither an old plan nor an old pose.
     fn after(&mut self, route: Route, change: Option<StateChange>) {
-        if change.is_none() {
-            return;
-        }
+        let Some(change) = change else { return };
+        self.changes.push(change);
         let pose = self.commanded.take().map(|(_, pose)| pose);
         if route != Route::Nowhere && self.gate.route() == Route::Nowhere {
             self.halt = Some((route, pose));

@@ -14,6 +14,7 @@ use crate::{
         Stamp,
         image::CameraMessage,
         msg::{self, CompressedImage, Image, JointState, Message},
+        srv::{Parameter, ParameterValue, parameter_type},
         transport::{Qos, Subscription},
     },
 };
@@ -81,12 +82,13 @@ pub(super) fn subscribe(
         drain(instructions, None, shared, tasks, |shared, _, message| take_instruction(shared, message.data));
         let stops = node.subscribe::<msg::Bool>(&config.safety.estop_topic, qos, 100)?;
         drain(stops, None, shared, tasks, |shared, _, message| {
-            let mut control = lock(&shared.control);
-            let latched = control.gate().estop();
-            control.on_estop(message.data);
-            if control.gate().estop() && !latched {
-                tracing::error!("e-stop: latched until ~/reset");
-            }
+            shared.steer(|control| {
+                let latched = control.gate().estop();
+                control.on_estop(message.data);
+                if control.gate().estop() && !latched {
+                    tracing::error!("e-stop: latched until ~/reset");
+                }
+            });
         });
         if let Some(topic) = &config.safety.robot_description_topic {
             let descriptions = node.subscribe::<msg::String>(topic, qos, 1)?;
@@ -129,13 +131,15 @@ fn take_image(shared: &Shared, camera: &str, received: Stamp, message: CameraMes
     }
 }
 
+/// The instruction is a parameter, whoever sets it: what was said last is in force, and everybody can read it.
 fn take_instruction(shared: &Shared, text: std::string::String) {
-    let mut assembler = lock(&shared.assembler);
-    match assembler.take_instruction(text) {
-        Ok(true) => tracing::info!("instruction: {:?}", assembler.instruction()),
-        Ok(false) => {}
-        Err(error) => tracing::warn!("{error}"),
+    if shared.store.config().instruction == text {
+        return;
     }
+    let value =
+        ParameterValue { r#type: parameter_type::STRING, string_value: text, ..ParameterValue::default() };
+    // A refusal has been logged with its reason.
+    shared.parameters.set(&[Parameter { name: "instruction".to_owned(), value }]);
 }
 
 fn take_description(shared: &Shared, xml: &str) {

@@ -22,7 +22,7 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
 use self::{
     control::{Control, ControlError, Moment, RefusedChunk},
@@ -39,6 +39,7 @@ use super::{
     parameter_server::ParameterServer,
     parameter_store::ParameterStore,
     status::StatusWindow,
+    transition_events::transition_events,
 };
 use crate::{
     model::{
@@ -49,7 +50,8 @@ use crate::{
     ros::{
         Stamp,
         msg::JointState,
-        transport::{Counters, RosError, RosNode},
+        srv::TransitionEvent,
+        transport::{Counters, Publisher, Qos, RosError, RosNode},
     },
     safety::{
         gate::{State, Transition},
@@ -155,6 +157,9 @@ type InputCounters = Box<dyn Fn() -> Counters + Send + Sync>;
 struct Shared {
     node: RosNode,
     store: Arc<ParameterStore>,
+    /// Kept to the end: dropping it withdraws the services.
+    parameters: ParameterServer,
+    transitions: Publisher<TransitionEvent>,
     info: PolicyInfo,
     assembler: Mutex<ObservationAssembler>,
     control: Mutex<Control>,
@@ -180,6 +185,19 @@ impl Shared {
     /// The node's clock; None while simulated time has not begun.
     fn now(&self) -> Option<Stamp> {
         self.node.clock().map(|time| Stamp::from(&time))
+    }
+
+    /// Does what may change the lifecycle's state, and tells everybody what has changed.
+    fn steer<R>(&self, work: impl FnOnce(&mut Control) -> R) -> R {
+        let mut control = lock(&self.control);
+        let result = work(&mut control);
+        for change in control.take_changes() {
+            for event in transition_events(change, self.now().unwrap_or_default()) {
+                // Whoever does not listen does not hear; there is nobody else to tell.
+                let _ = self.transitions.publish(event);
+            }
+        }
+        result
     }
 
     /// The robot's own pose of the moved joints, where the newest message has all of them.
@@ -271,9 +289,14 @@ pub async fn run(
     control.request(Transition::Configure);
     let outputs = Outputs::new(&node, &config, &control)?;
     let store = Arc::new(ParameterStore::new(config.clone()));
+    // From before anybody can change them.
+    let changes = store.watch();
     let shared = Arc::new(Shared {
         node: node.clone(),
-        store: store.clone(),
+        parameters: ParameterServer::start(&node, store.clone())?,
+        store,
+        // As `rcl` does.
+        transitions: node.publisher("~/transition_event", Qos::reliable(10))?,
         assembler: Mutex::new(assembler),
         control: Mutex::new(control),
         measured: Mutex::default(),
@@ -290,13 +313,12 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     inputs::subscribe(&config, &shared, &mut tasks)?;
     // Kept to the end: dropping them withdraws the services.
-    let _parameters = ParameterServer::start(&node, store)?;
     let _lifecycle = lifecycle_services::serve(&node, Arc::new(Life(shared.clone())))?;
-    tasks.spawn(configure(shared.clone()));
+    tasks.spawn(configure(shared.clone(), changes));
     tasks.spawn(command(shared.clone(), config.commands.rate));
     report::spawn(&shared, &mut tasks)?;
     if config.safety.autostart {
-        let outcome = lock(&shared.control).request(Transition::Activate);
+        let outcome = shared.steer(|control| control.request(Transition::Activate));
         tracing::info!("{}", outcome.message);
     } else {
         tracing::info!("waiting for ~/activate");
@@ -320,11 +342,12 @@ pub async fn run(
 /// Leaves the robot where it is: without this, a controller would follow the last trajectory to its end.
 fn halt(shared: &Shared) {
     let Some(now) = shared.now() else { return };
-    let mut control = lock(&shared.control);
-    control.request(Transition::Deactivate);
-    let measured = shared.measured(control.joints());
-    let moment = control.moment(now, &watchdog::Inputs::default(), measured);
-    shared.act(&control, moment, now);
+    shared.steer(|control| {
+        control.request(Transition::Deactivate);
+        let measured = shared.measured(control.joints());
+        let moment = control.moment(now, &watchdog::Inputs::default(), measured);
+        shared.act(control, moment, now);
+    });
 }
 
 /// The lifecycle on the network.
@@ -336,7 +359,7 @@ impl Lifecycle for Life {
     }
 
     fn change(&self, transition: Transition) -> Result<String, String> {
-        let outcome = lock(&self.0.control).request(transition);
+        let outcome = self.0.steer(|control| control.request(transition));
         if outcome.success { Ok(outcome.message) } else { Err(outcome.message) }
     }
 
@@ -347,8 +370,7 @@ impl Lifecycle for Life {
 }
 
 /// Applies changed parameters.
-async fn configure(shared: Arc<Shared>) {
-    let mut changes = shared.store.watch();
+async fn configure(shared: Arc<Shared>, mut changes: watch::Receiver<Arc<NodeConfig>>) {
     let mut before = changes.borrow_and_update().clone();
     while changes.changed().await.is_ok() {
         let config = changes.borrow_and_update().clone();
@@ -360,7 +382,7 @@ async fn configure(shared: Arc<Shared>) {
                 assembler.set_instruction(config.instruction.clone());
             }
         }
-        for problem in lock(&shared.control).configure(&config) {
+        for problem in shared.steer(|control| control.configure(&config)) {
             tracing::warn!("{problem}");
         }
         before = config;

@@ -13,7 +13,7 @@ use crate::{
     ros::{
         Stamp,
         msg::{DiagnosticArray, PolicyStatus},
-        transport::{Publisher, Qos},
+        transport::{COUNTS_LOST, Publisher, Qos},
     },
 };
 
@@ -90,6 +90,7 @@ fn take(shared: &Shared, now: Stamp, before: Option<&Snapshot>) -> Snapshot {
     let counts = |input: &crate::node::assembly::Input| {
         let counters = transport.iter().find(|(other, _)| other == input).map(|(_, counters)| counters());
         counters.map_or(TransportCounts::default(), |counters| TransportCounts {
+            lost: COUNTS_LOST.then_some(counters.lost),
             overwritten: counters.overwritten,
             undecodable: counters.undecodable,
             wrong_type: counters.wrong_type,

@@ -61,6 +61,9 @@ pub use {
     subscription::{Counters, Received, Subscription},
 };
 
+/// Whether this transport knows which messages were sent and never came: the client library keeps it to itself.
+pub const COUNTS_LOST: bool = cfg!(not(feature = "r2r"));
+
 /// Directives for `tracing_subscriber::EnvFilter` that silence what the middleware says without need, and leave its
 /// errors and its warnings about incompatible quality of service.
 ///
