@@ -214,6 +214,16 @@ impl Policy {
         format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.dit().identity())
     }
 
+    /// What runs the backbone and what runs the DiT, for people.
+    pub fn identities(&self) -> (String, String) {
+        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.dit().identity())
+    }
+
+    /// Denoising steps in force.
+    pub fn denoising_steps(&self) -> usize {
+        self.head.steps()
+    }
+
     /// Rows and columns of the noise: (action horizon, max action dim).
     pub fn noise_shape(&self) -> (usize, usize) {
         self.head.noise_shape()

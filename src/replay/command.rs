@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 
-use super::{mode::Mode, runner::ReplayOptions, source::Recording};
+use super::{mode::Mode, predictions::PredictionNames, runner::ReplayOptions, source::Recording};
 use crate::{
     checkpoint::{Checkpoint, OpenOptions},
     evaluation::{ActionGroup, Dimension, Gate},
@@ -325,6 +325,34 @@ pub struct Prepared {
     pub replay: ReplayOptions,
     /// The node's configuration, for bags.
     pub config: Option<NodeConfig>,
+}
+
+impl Prepared {
+    /// Names for written predictions: those of the node, or what they would be for a dataset.
+    ///
+    /// # Errors
+    /// A topic's name that is none.
+    pub fn prediction_names(&self, node: &NodeName) -> anyhow::Result<PredictionNames> {
+        let embodiment = self.replay.policy.embodiment.clone();
+        let topic = |name: &str| node.resolve(name).map_err(anyhow::Error::from);
+        let keys = self.replay.groups.iter().map(|group| &group.key);
+        Ok(match &self.config {
+            Some(config) => PredictionNames {
+                trajectory_topic: topic(&config.trajectory_topic)?,
+                chunk_topic: topic(&config.chunk_topic)?,
+                frame_id: config.frame_id.clone(),
+                embodiment,
+                moving: keys.filter(|key| !config.action_joints(key).is_empty()).cloned().collect(),
+            },
+            None => PredictionNames {
+                trajectory_topic: topic("~/joint_trajectory")?,
+                chunk_topic: topic("~/action_chunk")?,
+                frame_id: String::new(),
+                embodiment,
+                moving: keys.cloned().collect(),
+            },
+        })
+    }
 }
 
 fn open(policy: &PolicyOptions) -> anyhow::Result<(Checkpoint, Processor)> {

@@ -55,6 +55,9 @@ pub enum ReplayError {
     /// Results that do not belong to the run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// Results cannot be kept.
+    #[error("the results cannot be kept: {0:#}")]
+    Keep(anyhow::Error),
     /// No such trajectory.
     #[error("expected a trajectory of the recording, found number {0}, which it does not have")]
     Trajectory(usize),
@@ -103,10 +106,13 @@ pub trait Observer {
     fn loaded(&mut self, mode: Mode, policy: &Policy);
     /// An observation of a trajectory was replayed.
     fn replayed(&mut self, mode: Mode, trajectory: &str, observations: u64);
-    /// A trajectory is done; what it gave for one mode.
-    fn measured(&mut self, result: TrajectoryResult) -> Result<(), ReplayError>;
-    /// What was read of the recording, once: by the first mode.
-    fn read(&mut self, stream: &dyn SampleStream);
+    /// What a trajectory gave for one mode; not the whole of it where the observer stopped the loop.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn measured(&mut self, result: TrajectoryResult, whole: bool) -> anyhow::Result<()>;
+    /// A mode has read a trajectory.
+    fn read(&mut self, trajectory: &str, stream: &dyn SampleStream, mode: Mode);
     /// A prediction, for whoever writes it down.
     fn predicted(&mut self, mode: Mode, sample: &Sample, prediction: &Prediction) -> Result<(), ReplayError>;
     /// Whether results of this mode and trajectory are there already.
@@ -166,9 +172,11 @@ pub fn run(
             };
             let mut stream = recording.open(trajectory)?;
             let mut observations = 0;
+            let mut whole = true;
             while options.steps_per_trajectory.is_none_or(|most| observations < most) {
                 if observer.stop() {
-                    return Ok(false);
+                    whole = false;
+                    break;
                 }
                 let Some(sample) = stream.next().transpose()? else { break };
                 let prediction = pass.observe(&sample, observations)?;
@@ -177,16 +185,14 @@ pub fn run(
                 observer.replayed(mode, name, observations);
             }
             let Pass { measurement, recorder, .. } = pass;
-            if is_reference {
-                observer.read(&*stream);
-            }
-            if !observer.is_done(mode, name) {
+            observer.read(name, &*stream, mode);
+            if observations > 0 && !observer.is_done(mode, name) {
                 let plot = Some(recorder.finish());
-                observer.measured(TrajectoryResult {
-                    name: name.clone(),
-                    measurements: vec![measurement],
-                    plot,
-                })?;
+                let result = TrajectoryResult { name: name.clone(), measurements: vec![measurement], plot };
+                observer.measured(result, whole).map_err(ReplayError::Keep)?;
+            }
+            if !whole {
+                return Ok(false);
             }
         }
     }

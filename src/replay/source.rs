@@ -7,7 +7,7 @@ use crate::{
     evaluation,
     recording::{
         Sample,
-        bag::{self, Bag, SamplesOptions},
+        bag::{self, Bag, SamplesOptions, Stride},
         lerobot::{DatasetKeys, LeRobotDataset, SampleOptions},
     },
 };
@@ -94,6 +94,33 @@ impl Recording {
             },
             Self::Dataset { dataset, path, .. } => {
                 named(format!("LeRobot {}", dataset.info().codebase_version), path)
+            }
+        }
+    }
+
+    /// About how many observations a trajectory has, for the time left; an upper bound is given where it is not known.
+    pub fn expected(&self, trajectory: usize) -> u64 {
+        match self {
+            Self::Bags { bags, options } => {
+                let Some((_, bag)) = bags.get(trajectory) else { return 0 };
+                let frames = options.config.cameras.values().filter_map(|camera| {
+                    let topic = options.node.resolve(&camera.subscribed_topic()).ok()?;
+                    bag.topic(&topic).ok()?.count
+                });
+                let frames = frames.min();
+                match options.stride {
+                    Stride::Sets(every) => frames.map_or(u64::MAX, |frames| frames.div_ceil(every.get().into())),
+                    Stride::Period(period) if period.is_zero() => frames.unwrap_or(u64::MAX),
+                    Stride::Period(period) => {
+                        let most = (bag.duration().as_secs_f64() / period.as_secs_f64()).ceil() as u64;
+                        frames.map_or(most, |frames| frames.min(most))
+                    }
+                }
+            }
+            Self::Dataset { dataset, episodes, options, .. } => {
+                let number = episodes.get(trajectory);
+                let rows = dataset.episodes().find(|(episode, _)| Some(episode) == number).map_or(0, |(_, rows)| rows);
+                rows.div_ceil(options.stride.max(1))
             }
         }
     }
