@@ -1,7 +1,7 @@
 //! Two runs side by side: two machines, two versions, two checkpoints.
 
 use super::{
-    metric::Metric,
+    metric::{Better, Metric},
     run::{ModeResult, Run},
 };
 
@@ -33,6 +33,16 @@ impl MetricPair {
         let (a, b) = (self.a.as_ref().ok()?, self.b.as_ref().ok()?);
         let ratio = b / a;
         ratio.is_finite().then_some(ratio)
+    }
+
+    /// Which run has the better figure: `A`, `B` or `same`; None where one is missing.
+    pub fn better(&self) -> Option<&'static str> {
+        let (a, b) = (self.a.as_ref().ok()?, self.b.as_ref().ok()?);
+        let b_is_better = match self.metric.better() {
+            Better::Lower => b < a,
+            Better::Higher => b > a,
+        };
+        Some(if a == b { "same" } else if b_is_better { "B" } else { "A" })
     }
 }
 

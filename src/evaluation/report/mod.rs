@@ -1,0 +1,9 @@
+//! A run for people and programs: terminal, CSV, one HTML page. (JSON is the [`Run`](super::Run) itself.)
+
+pub mod csv;
+mod html;
+mod number;
+mod table;
+pub mod terminal;
+
+pub use html::page;
