@@ -1,6 +1,7 @@
 //! A robot for those who have none: publishes cameras and joint states that move, and hears the policy's trajectories.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,10 +10,13 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use groot_policy::{
     node::arguments,
-    recording::synthetic::{jpeg_image, raw_image},
+    recording::{
+        lerobot::writer::{WriteOptions, write_dataset},
+        synthetic::{SyntheticRecording, jpeg_image, raw_image, write_bag},
+    },
     ros::{
         msg::{CompressedImage, Header, Image, JointState, JointTrajectory, Time},
         transport::{LOG_DIRECTIVES, NodeOptions, Publisher, Qos, Received, RosNode, shutdown_signal},
@@ -22,10 +26,13 @@ use groot_policy::{
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tracing_subscriber::EnvFilter;
 
-/// Publishes the cameras and joint states of a robot that does not exist. Takes the options of ROS 2 nodes as well:
-/// --ros-args -r __ns:=NAMESPACE, -r FROM:=TO
+/// Publishes the cameras and joint states of a robot that does not exist, or records them. Takes the options of ROS 2 nodes
+/// as well: --ros-args -r __ns:=NAMESPACE, -r FROM:=TO
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// DDS domain [default: ROS_DOMAIN_ID, else 0]
     #[arg(long)]
     domain_id: Option<u16>,
@@ -67,6 +74,66 @@ struct Arguments {
     duration: Option<f64>,
 }
 
+#[derive(Subcommand)]
+enum Task {
+    /// Writes recordings of the demo's robot, for benchmark_replay, instead of publishing
+    Record(Record),
+}
+
+#[derive(clap::Args)]
+struct Record {
+    /// New folder for a rosbag2 recording (MCAP)
+    #[arg(long, value_name = "DIR", required_unless_present = "dataset")]
+    bag: Option<PathBuf>,
+    /// New folder for a LeRobot dataset (v2.1, pictures in its tables)
+    #[arg(long, value_name = "DIR")]
+    dataset: Option<PathBuf>,
+    /// Seconds of the bag and of each episode
+    #[arg(long, value_parser = parse_rate, default_value = "10")]
+    seconds: f64,
+    /// Episodes of the dataset
+    #[arg(long, default_value_t = 2)]
+    episodes: u64,
+    /// Raw pictures in the bag instead of JPEG
+    #[arg(long)]
+    raw: bool,
+    /// What the robot is asked to do
+    #[arg(long, default_value = "pick up the red block")]
+    instruction: String,
+    /// Picture size in pixels
+    #[arg(long, value_parser = parse_size, default_value = "640x480")]
+    size: (u32, u32),
+    /// Seed of colours and motion
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+fn record(task: Record) -> anyhow::Result<()> {
+    let robot = SyntheticOptions { size: task.size, seed: task.seed, ..SyntheticOptions::default() };
+    if let Some(target) = &task.bag {
+        let recording = SyntheticRecording {
+            robot: robot.clone(),
+            seconds: task.seconds,
+            compressed: !task.raw,
+            instruction: task.instruction.clone(),
+            ..SyntheticRecording::default()
+        };
+        write_bag(target, &recording)?;
+        eprintln!("wrote {}", target.display());
+    }
+    if let Some(target) = &task.dataset {
+        let options = WriteOptions {
+            episodes: task.episodes,
+            seconds: task.seconds,
+            instruction: task.instruction,
+            ..WriteOptions::default()
+        };
+        write_dataset(target, &robot, &options)?;
+        eprintln!("wrote {}", target.display());
+    }
+    Ok(())
+}
+
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
     let sizes =
         text.split_once('x').and_then(|(w, h)| Some((w.parse::<u32>().ok()?, h.parse::<u32>().ok()?)));
@@ -100,6 +167,9 @@ async fn main() -> anyhow::Result<()> {
     let program = command_line.next();
     let ros = arguments::parse(command_line)?;
     let arguments = Arguments::parse_from(program.into_iter().chain(ros.rest));
+    if let Some(Task::Record(task)) = arguments.task {
+        return record(task);
+    }
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| format!("info,{LOG_DIRECTIVES}"));
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)

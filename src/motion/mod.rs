@@ -21,7 +21,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod simulation;
 
-pub use chunk::{ChunkError, Layout, MotionChunk, MotionGroup};
+pub use chunk::{ChunkError, Layout, MotionChunk, MotionGroup, row_time};
 pub use handover::{HandoverMode, Ramp};
 pub use latency::LatencyEstimator;
 pub use plan::{ActivePlan, Sample};
