@@ -66,7 +66,11 @@ fn record(folder: &Path) -> Result<usize> {
                 let picture = jpeg_image(header, &frame)?;
                 bytes += picture.data.len();
                 pictures += 1;
-                writer.write(&format!("/{camera}/image_raw/compressed"), Stamp(time + 3_000_000), &picture)?;
+                writer.write(
+                    &format!("/{camera}/image_raw/compressed"),
+                    Stamp(time + 3_000_000),
+                    &picture,
+                )?;
             }
             next_picture += 1;
         }
@@ -111,8 +115,8 @@ fn replay(folder: &Path, config: &NodeConfig, processor: &Processor, depth: Dept
 /// Seconds that each run of the Python side takes.
 fn python(folder: &Path) -> Result<(String, f64)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = std::env::var_os("GROOT_TEST_PYTHON")
-        .map_or_else(|| root.join(".venv/bin/python"), PathBuf::from);
+    let python =
+        std::env::var_os("GROOT_TEST_PYTHON").map_or_else(|| root.join(".venv/bin/python"), PathBuf::from);
     let output = Command::new(&python).arg(root.join("tests/reference/replay.py")).arg(folder).output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into());
@@ -130,17 +134,23 @@ fn main() -> Result<()> {
     // `cargo test --benches` only wants to know that it runs.
     let rounds = if std::env::args().any(|argument| argument == "--test") { 1 } else { ROUNDS };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let compressed = ["front", "wrist"].map(|camera| (format!("cameras.{camera}.transport"), "compressed".to_owned()));
+    let compressed =
+        ["front", "wrist"].map(|camera| (format!("cameras.{camera}.transport"), "compressed".to_owned()));
     let config = NodeConfig::load(&[root.join("config/demo.yaml")], &compressed)?;
     let checkpoint = Checkpoint::open(&config.checkpoint.path)?;
     let processor = Processor::load(&checkpoint, config.checkpoint.tokenizer.as_deref(), &config.embodiment)?;
     let folder = tempfile::tempdir()?;
     let bag = folder.path().join("replay");
     let bytes = record(&bag)?;
-    println!("{SECONDS} s, two cameras, pictures of {bytes} bytes; {} threads; load {}", rayon::current_num_threads(), load());
+    println!(
+        "{SECONDS} s, two cameras, pictures of {bytes} bytes; {} threads; load {}",
+        rayon::current_num_threads(),
+        load()
+    );
 
     // Round by round, so that whatever else the machine does meets all of them.
-    let depths = [("read", Depth::Read), ("observations", Depth::Observations), ("preprocessed", Depth::Preprocessed)];
+    let depths =
+        [("read", Depth::Read), ("observations", Depth::Observations), ("preprocessed", Depth::Preprocessed)];
     let mut seconds = [const { Vec::new() }; 4];
     let mut versions = String::new();
     for _ in 0..rounds {
@@ -156,7 +166,10 @@ fn main() -> Result<()> {
         }
     }
     println!("| what | median, x real time | fastest |\n|---|---|---|");
-    let names = depths.iter().map(|(name, _)| format!("ours, {name}")).chain([format!("Python, preprocessed: {versions}")]);
+    let names = depths
+        .iter()
+        .map(|(name, _)| format!("ours, {name}"))
+        .chain([format!("Python, preprocessed: {versions}")]);
     for (name, mut seconds) in names.zip(seconds) {
         seconds.sort_by(f64::total_cmp);
         let times = |seconds: Option<&f64>| seconds.map_or(f64::NAN, |seconds| f64::from(SECONDS) / seconds);
