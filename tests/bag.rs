@@ -1,5 +1,7 @@
 //! Bags that this project did not write (`tests/reference/bags.py` makes them with PyPI packages), whole and damaged.
 
+#[path = "bag/anything.rs"]
+mod anything;
 #[path = "bag/broken.rs"]
 mod broken;
 #[path = "bag/foreign.rs"]
@@ -8,3 +10,5 @@ mod foreign;
 mod samples;
 #[path = "bag/support.rs"]
 mod support;
+#[path = "bag/written.rs"]
+mod written;

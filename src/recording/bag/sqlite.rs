@@ -29,6 +29,10 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
 /// Messages that wait for earlier ones where rows are read in their own order.
 const WINDOW: usize = 1024;
+/// Most steps of the database's machine: so many, and so many more per byte of the file; counted some at a time.
+const STEPS: u64 = 5_000_000;
+const STEPS_PER_BYTE: u64 = 8;
+const STEPS_AT_ONCE: u16 = 10_000;
 /// Most topics that are read.
 const TOPICS: usize = 65_536;
 
@@ -53,6 +57,16 @@ impl SqliteFile {
         let connection = connect(path).map_err(not_a_bag)?;
         let length = limits.message.saturating_add(RECORD_BYTES).min(i32::MAX as u64) as i32;
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, length).map_err(not_a_bag)?;
+        // Pages that refer to each other in circles would be read for ever. All that is read here takes some steps per
+        // row, and a row takes more bytes than steps.
+        let size = std::fs::metadata(path).map_err(BagError::io(path))?.len();
+        let most = STEPS.saturating_add(size.saturating_mul(STEPS_PER_BYTE)) / u64::from(STEPS_AT_ONCE);
+        let mut taken = 0_u64;
+        let spent = move || {
+            taken += 1;
+            taken > most
+        };
+        connection.progress_handler(STEPS_AT_ONCE.into(), Some(spent)).map_err(not_a_bag)?;
         // What the file says is data, not a program.
         connection
             .execute_batch(
@@ -61,7 +75,18 @@ impl SqliteFile {
             .map_err(not_a_bag)?;
         let tables =
             "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name IN ('topics', 'messages')";
-        let found: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(not_a_bag)?;
+        let count = || connection.query_row(tables, [], |row| row.get::<_, i64>(0));
+        let found = match count() {
+            Ok(found) => found,
+            Err(error) => {
+                // A file that was cut off is refused as a whole, unless one asks for what is left of it. Nothing is
+                // written: the connection cannot.
+                connection.execute_batch("PRAGMA writable_schema = ON").map_err(not_a_bag)?;
+                let found = count().map_err(not_a_bag)?;
+                report.file(name, Fault::Truncated, error);
+                found
+            }
+        };
         if found != 2 {
             return Err(not_a_bag(rusqlite::Error::QueryReturnedNoRows));
         }

@@ -87,42 +87,39 @@ impl Walk<'_> {
         // The record before: its length may be what is wrong where the next one makes no sense.
         let mut before = position;
         while position < self.length {
-            let (opcode, size) = match self.header(position)? {
-                Some(header) => header,
-                None => {
-                    self.fault(
-                        Fault::Truncated,
-                        format!("the file ends inside a record's header at byte {position}"),
-                    );
-                    break;
-                }
-            };
+            // Fewer bytes than a header has are no record either.
+            let header = self.header(position)?;
+            let (opcode, size) = header.unwrap_or((0, u64::MAX));
             let end = position.checked_add(RECORD_HEADER).and_then(|data| data.checked_add(size));
             let end = end.filter(|&end| end <= self.length);
-            let next = match (opcode, end) {
-                (op::HEADER..=op::DATA_END | 0x80.., Some(end)) => end,
-                (_, end) => {
-                    // Not a record, or one that reaches beyond the file.
-                    let from = if end.is_some() { before } else { position };
-                    let next = self.next_chunk(from.saturating_add(1))?;
-                    let what = format!("record {opcode:#04x} of {size} bytes at byte {position}");
-                    match next {
-                        Some(next) => self
-                            .fault(Fault::Structure, format!("{what}; skipped to the chunk at byte {next}")),
-                        None if end.is_none() => {
-                            let left = self.length - position;
-                            self.fault(Fault::Truncated, format!("{what}, of which {left} bytes are there"));
-                        }
-                        None => self.fault(Fault::Structure, format!("{what}; no chunk follows")),
+            let sound = match opcode {
+                op::DATA_END => size == 4,
+                op::FOOTER => size == 20,
+                op::HEADER..=op::DATA_END | 0x80.. => true,
+                _ => false,
+            };
+            let Some(next) = end.filter(|_| sound) else {
+                // The length of the record before may be what is wrong: what it skipped is searched as well.
+                let chunk = self.next_chunk(before.saturating_add(1))?.filter(|&chunk| chunk > before);
+                let what = match header {
+                    Some(_) => format!("record {opcode:#04x} of {size} bytes at byte {position}"),
+                    None => format!("the beginning of a record at byte {position}"),
+                };
+                match chunk {
+                    Some(chunk) => {
+                        self.fault(Fault::Structure, format!("{what}; read on at the chunk at byte {chunk}"));
+                        // What was taken for chunks behind it was none.
+                        self.forget_from(chunk);
+                        (before, position) = (chunk, chunk);
+                        continue;
                     }
-                    match next {
-                        Some(next) => {
-                            (before, position) = (next, next);
-                            continue;
-                        }
-                        None => break,
+                    None if end.is_none() => {
+                        let left = self.length - position;
+                        self.fault(Fault::Truncated, format!("{what}, of which {left} bytes are there"));
                     }
+                    None => self.fault(Fault::Structure, format!("{what}; no chunk follows")),
                 }
+                break;
             };
             match opcode {
                 op::DATA_END | op::FOOTER => break,
@@ -137,6 +134,12 @@ impl Walk<'_> {
         self.end_run();
         self.index.data_end = position;
         Ok(())
+    }
+
+    /// Forgets blocks that begin at `offset` or later.
+    fn forget_from(&mut self, offset: u64) {
+        self.end_run();
+        self.index.blocks.retain(|block| block.offset < offset);
     }
 
     fn fault(&mut self, fault: Fault, text: String) {
