@@ -499,7 +499,7 @@ fn the_synthetic_robot_is_read_back_by_pyarrow_and_by_this_crate() -> Result<()>
         }
         for camera in ["front", "wrist"] {
             let frame = motion.frame(camera, row as f64 / 20.0).unwrap();
-            assert_eq!(sample.observation.video[camera], [frame.clone()]);
+            assert_eq!(sample.observation.video[camera], std::slice::from_ref(&frame));
             let file = fs::read(read.join(format!("episode_{episode}.observation.images.{camera}")))?;
             let size = 40 * 30 * 3;
             assert!(file[start * size..(start + 1) * size] == frame.as_raw()[..]);

@@ -62,7 +62,7 @@ pub fn write_dataset(
     options: &WriteOptions,
 ) -> Result<(), LeRobotError> {
     let rows = (options.seconds * f64::from(options.fps)).round();
-    if !(rows >= 1.0 && rows <= 1e9) {
+    if !(1.0..=1e9).contains(&rows) {
         let message = format!("expected episodes of 1 to 10⁹ rows, found {rows}");
         return Err(LeRobotError::Write { path: root.to_owned(), message });
     }
