@@ -60,7 +60,8 @@ fn pose(trajectory: usize, dimension: usize, step: usize) -> f64 {
 }
 
 fn main() -> anyhow::Result<()> {
-    let folder = PathBuf::from(std::env::args_os().nth(1).context("expected a folder to write to, found none")?);
+    let folder =
+        PathBuf::from(std::env::args_os().nth(1).context("expected a folder to write to, found none")?);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let run = gallery()?;
     run.save(&folder.join("run.json"))?;
@@ -70,7 +71,8 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn gallery() -> anyhow::Result<Run> {
+/// The made-up run.
+pub fn gallery() -> anyhow::Result<Run> {
     let mut random = ChaCha8Rng::seed_from_u64(16);
     let mut builder = RunBuilder::new(head(), modes().into_iter().map(|mode| mode.identity));
     for trajectory in 0..3 {
@@ -208,7 +210,11 @@ fn time(measurement: &mut ModeMeasurement, mode: &Mode, random: &mut ChaCha8Rng)
 }
 
 /// Makes up the outputs of the DiT at four denoising steps.
-fn compare_dit(measurement: &mut ModeMeasurement, mode: &Mode, random: &mut ChaCha8Rng) -> anyhow::Result<()> {
+fn compare_dit(
+    measurement: &mut ModeMeasurement,
+    mode: &Mode,
+    random: &mut ChaCha8Rng,
+) -> anyhow::Result<()> {
     let normal = Normal::new(0.0, 1.0)?;
     for step in 0..4 {
         let reference: Vec<f32> = (0..HORIZON * 32).map(|_| normal.sample(random) as f32).collect();

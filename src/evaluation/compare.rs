@@ -42,7 +42,13 @@ impl MetricPair {
             Better::Lower => b < a,
             Better::Higher => b > a,
         };
-        Some(if a == b { "same" } else if b_is_better { "B" } else { "A" })
+        Some(if a == b {
+            "same"
+        } else if b_is_better {
+            "B"
+        } else {
+            "A"
+        })
     }
 }
 

@@ -123,7 +123,9 @@ impl Journal {
         let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(JournalError::InUse { path: path.to_owned() }),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(JournalError::InUse { path: path.to_owned() });
+            }
             Err(std::fs::TryLockError::Error(error)) => return Err(io(error)),
         }
         let mut journal = Self { path: path.to_owned(), file, done: HashSet::new() };
@@ -145,11 +147,14 @@ impl Journal {
         loop {
             let mut line = Vec::new();
             let limit = MAX_LINE_BYTES + 1;
-            let read = reader.by_ref().take(limit).read_until(b'\n', &mut line).map_err(|error| self.io(error))?;
+            let read =
+                reader.by_ref().take(limit).read_until(b'\n', &mut line).map_err(|error| self.io(error))?;
             number += 1;
             if line.last() != Some(&b'\n') {
                 if read as u64 == limit {
-                    return Err(self.damaged(number, format!("expected at most {MAX_LINE_BYTES} bytes, found more")));
+                    return Err(
+                        self.damaged(number, format!("expected at most {MAX_LINE_BYTES} bytes, found more"))
+                    );
                 }
                 // A first line without an end is a journal torn at its very beginning, or a file of another kind.
                 if number == 1 && !line.is_empty() && !line.starts_with(br#"{"journal":"#) {
@@ -318,7 +323,9 @@ mod tests {
     #[test]
     fn another_kind_of_file_is_refused_and_left_alone() {
         let (_folder, path) = place();
-        for text in ["no journal\nat all\n", "no journal", "{\"journal\":99,\"key\":\"\",\"describes\":null}\n"] {
+        for text in
+            ["no journal\nat all\n", "no journal", "{\"journal\":99,\"key\":\"\",\"describes\":null}\n"]
+        {
             std::fs::write(&path, text).unwrap();
             let error = open(&path, 8).unwrap_err();
             assert!(matches!(error, JournalError::NotAJournal { .. }), "{error}");

@@ -25,7 +25,8 @@ impl Progress {
     pub fn new(what: impl Into<String>, total: u64, before: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             // A fixed template of this file; were it wrong, the plain style does too.
-            let style = ProgressStyle::with_template("{bar:30} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template("{bar:30} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(total).with_style(style)
         });
         let mut progress = Self {

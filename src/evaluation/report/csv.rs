@@ -59,13 +59,14 @@ pub fn write(run: &Run, folder: &Path) -> Result<Vec<PathBuf>, CsvError> {
 
 fn modes(run: &Run) -> String {
     let heads = ["mode", "role", "backbone", "dit", "failure"].map(str::to_owned);
-    let heads: Vec<String> = heads.into_iter().chain(Metric::all().map(|metric| metric.to_string())).collect();
+    let heads: Vec<String> =
+        heads.into_iter().chain(Metric::all().map(|metric| metric.to_string())).collect();
     let rows = run.modes.iter().map(|mode| {
         let role = if run.is_reference(mode) { "baseline" } else { "" };
         let failure = mode.failure.as_deref().unwrap_or_default();
         let texts = [&mode.name, role, &mode.backbone, &mode.dit, failure].map(safe);
-        let figures =
-            Metric::all().map(|metric| metric.value(run, mode).map_or(String::new(), |value| value.to_string()));
+        let figures = Metric::all()
+            .map(|metric| metric.value(run, mode).map_or(String::new(), |value| value.to_string()));
         texts.into_iter().chain(figures).collect()
     });
     records(heads, rows)

@@ -14,6 +14,7 @@ pub(super) fn error(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         size if !(0.001..10_000.0).contains(&size) => format!("{value:.2e}"),
+        size if size < 0.01 => format!("{value:.5}"),
         size if size < 1.0 => format!("{value:.4}"),
         size if size < 100.0 => format!("{value:.3}"),
         _ => format!("{value:.1}"),
@@ -79,7 +80,10 @@ mod tests {
     #[test]
     fn figures_are_short_and_keep_what_matters() {
         assert_eq!([1.234, 12.34, 123.46, 1234.5].map(milliseconds), ["1.23", "12.3", "123.5", "1234"]);
-        assert_eq!([0.0, 2e-5, 0.087, 3.764, 1e6].map(error), ["0", "2.00e-5", "0.0870", "3.764", "1.00e6"]);
+        assert_eq!(
+            [0.0, 2e-5, 0.00118, 0.087, 3.764, 1e6].map(error),
+            ["0", "2.00e-5", "0.00118", "0.0870", "3.764", "1.00e6"]
+        );
         assert_eq!([1.0, 0.999978, -0.5, 0.0].map(cosine), ["1", "0.999978", "-0.500000", "0.000000"]);
         assert_eq!(cosine(1.0 - 3e-8), "1-3e-8");
         assert_eq!([1.42, 0.001, 12.0].map(ratio), ["1.42x", "1.0e-3x", "12x"]);

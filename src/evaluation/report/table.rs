@@ -9,7 +9,7 @@ use super::{
 };
 
 /// A cell.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) enum Cell {
     /// Words, also from outside.
     Text(String),
@@ -31,7 +31,11 @@ impl Cell {
     }
 
     /// A figure of an error.
-    pub(super) fn of_error(errors: Option<&ErrorSummary>, value: Option<f64>, show: fn(f64) -> String) -> Self {
+    pub(super) fn of_error(
+        errors: Option<&ErrorSummary>,
+        value: Option<f64>,
+        show: fn(f64) -> String,
+    ) -> Self {
         match errors {
             Some(errors) if errors.non_finite > 0 => Self::NotFinite,
             _ => Self::figure(value, show),
@@ -68,7 +72,7 @@ impl Cell {
 }
 
 /// A table.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Table {
     /// Name of its CSV file, without the extension.
     pub name: &'static str,

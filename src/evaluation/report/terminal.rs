@@ -30,7 +30,12 @@ pub fn summary(run: &Run) -> String {
     }
     for mode in &run.modes {
         let role = if run.is_reference(mode) { " (reference)" } else { "" };
-        line(format!("{}{role}: backbone {}, DiT {}", mode.name, or_unknown(&mode.backbone), or_unknown(&mode.dit)));
+        line(format!(
+            "{}{role}: backbone {}, DiT {}",
+            mode.name,
+            or_unknown(&mode.backbone),
+            or_unknown(&mode.dit)
+        ));
         if let Some(failure) = &mode.failure {
             line(format!("  FAILED: {failure}"));
         }
@@ -87,9 +92,13 @@ fn not_finite(run: &Run) -> Option<String> {
             let dit = mode.denoising.as_ref().map(|denoising| ("DiT", &denoising.overall));
             let actions = mode.actions.as_ref().map(|actions| ("actions", actions));
             let recorded = mode.recorded.as_ref().map(|recorded| ("end to end", &recorded.total));
-            [dit, actions, recorded].into_iter().flatten().filter(|(_, errors)| errors.non_finite > 0).filter_map(
-                move |(what, errors)| Some(format!("{}, {what}: {}\n", printable(&mode.name), errors.missing()?)),
-            )
+            [dit, actions, recorded]
+                .into_iter()
+                .flatten()
+                .filter(|(_, errors)| errors.non_finite > 0)
+                .filter_map(move |(what, errors)| {
+                    Some(format!("{}, {what}: {}\n", printable(&mode.name), errors.missing()?))
+                })
         })
         .collect();
     (!lines.is_empty()).then(|| lines.concat())

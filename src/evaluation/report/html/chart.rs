@@ -6,11 +6,11 @@ use super::{super::number::printable, scale::Scale};
 
 /// Size of a chart in its own units. Charts are about as wide as a phone, so that their text stays legible there.
 const WIDTH: f64 = 380.0;
-const HEIGHT: f64 = 226.0;
+const HEIGHT: f64 = 236.0;
 /// Margins: left, right, top, bottom.
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 10.0;
-const TOP: f64 = 10.0;
+const TOP: f64 = 26.0;
 const BOTTOM: f64 = 40.0;
 
 /// What a line stands for; decides its colour and its dashes.
@@ -53,9 +53,12 @@ pub(super) struct Chart {
     pub y: Scale,
     pub lines: Vec<Line>,
     /// Vertical marks: chunk boundaries, borders of trajectories.
-    pub marks: Vec<f64>,
+    /// Each with a word, or none.
+    pub marks: Vec<(f64, &'static str)>,
     /// The joint or another name by which the reader can choose.
     pub choice: Option<String>,
+    /// The area under the lines is tinted.
+    pub filled: bool,
     /// Ticks of the x axis are whole numbers.
     pub whole_x: bool,
 }
@@ -73,13 +76,14 @@ impl Chart {
                     data-plot={ (LEFT) " " (TOP) " " (WIDTH - RIGHT) " " (HEIGHT - BOTTOM) } {
                     (self.axes())
                     g class="marks" {
-                        @for &mark in &self.marks {
-                            @if let Some(x) = self.horizontal(mark) {
+                        @for (mark, _) in &self.marks {
+                            @if let Some(x) = self.horizontal(*mark) {
                                 line x1=(x) x2=(x) y1=(TOP) y2=(round(HEIGHT - BOTTOM)) {}
                             }
                         }
                     }
                     @for line in &self.lines { (self.line(line)) }
+                    (self.captions())
                 }
             }
         }
@@ -113,8 +117,7 @@ impl Chart {
                     }
                 }
                 text class="label" x=(round((LEFT + right) / 2.0)) y=(HEIGHT - 6.0) text-anchor="middle" { (printable(&self.x_label)) }
-                text class="label" x=(0) y=(0) text-anchor="middle"
-                    transform={ "translate(11 " (round((TOP + base) / 2.0)) ") rotate(-90)" } { (printable(&self.y_label)) }
+                text class="label" x="2" y="12" { (printable(&self.y_label)) }
             }
         }
     }
@@ -131,6 +134,7 @@ impl Chart {
                     @if let [(x, y)] = run.as_slice() {
                         circle class="dot" cx=(x) cy=(y) r="2" {}
                     } @else {
+                        @if self.filled { (self.area(run)) }
                         polyline points=(run.iter().map(|(x, y)| format!("{x},{y}")).collect::<Vec<_>>().join(" ")) {}
                     }
                 }
@@ -141,18 +145,47 @@ impl Chart {
         }
     }
 
+    /// The tint under a run of points.
+    fn area(&self, run: &[(f64, f64)]) -> Markup {
+        let base = HEIGHT - BOTTOM;
+        let ends = [run.last().map(|(x, _)| (*x, base)), run.first().map(|(x, _)| (*x, base))];
+        let corners = run.iter().copied().chain(ends.into_iter().flatten());
+        html! { polygon class="area" points=(corners.map(|(x, y)| format!("{x},{y}")).collect::<Vec<_>>().join(" ")) {} }
+    }
+
+    /// The words at the marks, one below the other where they come close.
+    fn captions(&self) -> Markup {
+        let named = self.marks.iter().filter(|(_, name)| !name.is_empty());
+        html! {
+            g class="axes" {
+                @for (i, (mark, name)) in named.enumerate() {
+                    @if let Some(x) = self.horizontal(*mark) {
+                        // To the left of a mark in the right half, so that nothing is cut off.
+                        @let right = x > (LEFT + WIDTH) / 2.0;
+                        text x=(if right { x - 4.0 } else { x + 4.0 }) y=(TOP + 10.0 + 14.0 * i as f64)
+                            text-anchor=(if right { "end" } else { "start" }) { (name) }
+                    }
+                }
+            }
+        }
+    }
+
     /// The chart in words.
     fn description(&self) -> String {
-        let lines: Vec<String> = self.lines.iter().map(|line| {
-            let finite = line.points.iter().map(|(_, y)| *y).filter(|y| y.is_finite());
-            let range = finite.fold(None, |range: Option<(f64, f64)>, y| {
-                Some(range.map_or((y, y), |(min, max)| (min.min(y), max.max(y))))
-            });
-            match range {
-                Some((min, max)) => format!("{} from {min:.4} to {max:.4}", line.label),
-                None => format!("{} without values", line.label),
-            }
-        }).collect();
+        let lines: Vec<String> = self
+            .lines
+            .iter()
+            .map(|line| {
+                let finite = line.points.iter().map(|(_, y)| *y).filter(|y| y.is_finite());
+                let range = finite.fold(None, |range: Option<(f64, f64)>, y| {
+                    Some(range.map_or((y, y), |(min, max)| (min.min(y), max.max(y))))
+                });
+                match range {
+                    Some((min, max)) => format!("{} from {min:.4} to {max:.4}", line.label),
+                    None => format!("{} without values", line.label),
+                }
+            })
+            .collect();
         printable(&format!("{}: {} over {}. {}.", self.title, self.y_label, self.x_label, lines.join("; ")))
     }
 }

@@ -53,6 +53,7 @@ fn steps_chart(title: &str, subtitle: &str, x_label: &str, y_label: &str, lines:
         lines,
         marks: Vec::new(),
         choice: None,
+        filled: false,
         whole_x: true,
     })
 }
@@ -69,7 +70,13 @@ pub(super) fn growth(run: &Run) -> Vec<Chart> {
     };
     let charts = [
         steps_chart("MSE per denoising step", "", "denoising step", "MSE", lines(|errors| errors.mse)),
-        steps_chart("Largest error per step", "", "denoising step", "max error", lines(|errors| errors.max_abs)),
+        steps_chart(
+            "Largest error per step",
+            "",
+            "denoising step",
+            "max error",
+            lines(|errors| errors.max_abs),
+        ),
         steps_chart(
             "What the cosine lacks to 1",
             "",
@@ -91,60 +98,62 @@ pub(super) fn horizon(run: &Run) -> Vec<Chart> {
         steps_chart("All keys", "", "step of the chunk", "MSE", all.collect()).into_iter().collect();
     let keys = recorded().map(|(_, _, recorded)| recorded.groups.len()).max().unwrap_or(0);
     for i in 0..keys {
-        let groups = recorded().filter_map(|(place, mode, recorded)| Some((place, mode, recorded.groups.get(i)?)));
+        let groups =
+            recorded().filter_map(|(place, mode, recorded)| Some((place, mode, recorded.groups.get(i)?)));
         let groups: Vec<_> = groups.collect();
         let Some((_, _, first)) = groups.first() else { continue };
         let unit = first.unit().map(|unit| format!(" ({unit})")).unwrap_or_default();
         let lines = groups.iter().map(|(place, mode, group)| {
             line(*place, mode, by_step(&group.per_step, ErrorSummary::rmse, 1), false)
         });
-        charts.extend(steps_chart(&first.key, "", "step of the chunk", &format!("RMSE{unit}"), lines.collect()));
+        charts.extend(steps_chart(
+            &first.key,
+            "",
+            "step of the chunk",
+            &format!("RMSE{unit}"),
+            lines.collect(),
+        ));
     }
     charts
 }
 
-/// How the latencies end to end are spread.
-pub(super) fn histogram(run: &Run) -> Option<Chart> {
-    let samples: Vec<(usize, &ModeResult, &[f64])> = modes(run)
-        .filter_map(|(place, mode)| {
-            let latency = mode.latencies.iter().find(|latency| latency.component == Component::EndToEnd)?;
-            (!latency.samples_ms.is_empty()).then_some((place, mode, latency.samples_ms.as_slice()))
-        })
-        .collect();
-    let values = || samples.iter().flat_map(|(_, _, samples)| samples.iter().copied());
-    let positive = || values().filter(|value| *value > 0.0);
-    let (min, max) = (positive().min_by(f64::total_cmp)?, positive().max_by(f64::total_cmp)?);
-    let x = if max / min > 6.0 { Scale::positive(positive(), 6.0)? } else { Scale::linear(positive())? };
-    let edge = |i: usize| x.value(i as f64 / BINS as f64);
-    let lines: Vec<Line> = samples
-        .iter()
-        .map(|&(place, mode, samples)| {
-            let mut counts = [0u64; BINS];
-            for bin in samples.iter().filter_map(|&sample| x.place(sample)) {
-                if let Some(count) = counts.get_mut(((bin * BINS as f64) as usize).min(BINS - 1)) {
-                    *count += 1;
-                }
+/// How the latencies end to end are spread: one chart per mode, each with its own axis.
+pub(super) fn histograms(run: &Run) -> Vec<Chart> {
+    let one = |(place, mode): Place<'_>| -> Option<Chart> {
+        let latency = mode.latencies.iter().find(|latency| latency.component == Component::EndToEnd)?;
+        let samples = &latency.samples_ms;
+        let x = Scale::linear(samples.iter().copied())?;
+        let edge = |i: usize| x.value(i as f64 / BINS as f64);
+        let mut counts = [0u64; BINS];
+        for bin in samples.iter().filter_map(|&sample| x.place(sample)) {
+            if let Some(count) = counts.get_mut(((bin * BINS as f64) as usize).min(BINS - 1)) {
+                *count += 1;
             }
-            let share = |count: u64| 100.0 * count as f64 / samples.len() as f64;
-            let steps = counts.iter().enumerate().flat_map(|(i, &count)| {
-                [(edge(i), share(count)), (edge(i + 1), share(count))]
-            });
-            line(place, mode, steps.collect(), false)
+        }
+        let share = |count: u64| 100.0 * count as f64 / samples.len() as f64;
+        let steps = counts.iter().enumerate();
+        let steps = steps.flat_map(|(i, &count)| [(edge(i), share(count)), (edge(i + 1), share(count))]);
+        let lines = vec![line(place, mode, steps.collect(), false)];
+        let y = Scale::positive(
+            lines.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y)),
+            f64::INFINITY,
+        )?;
+        let figures = &latency.summary;
+        Some(Chart {
+            title: mode.name.clone(),
+            subtitle: format!("{} passes", latency.summary.count),
+            x_label: "latency end to end (ms)".to_owned(),
+            y_label: "share of passes (%)".to_owned(),
+            x,
+            y,
+            lines,
+            marks: vec![(figures.median, "median"), (figures.p90, "p90"), (figures.p99, "p99")],
+            choice: None,
+            filled: true,
+            whole_x: false,
         })
-        .collect();
-    let y = Scale::positive(lines.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y)), f64::INFINITY)?;
-    Some(Chart {
-        title: "Spread of the latencies".to_owned(),
-        subtitle: if x.is_log() { "end to end (logarithmic)" } else { "end to end" }.to_owned(),
-        x_label: "latency (ms)".to_owned(),
-        y_label: "share of passes (%)".to_owned(),
-        x,
-        y,
-        lines,
-        marks: Vec::new(),
-        choice: None,
-        whole_x: false,
-    })
+    };
+    modes(run).filter_map(one).collect()
 }
 
 /// Latency and error along the replay.
@@ -163,7 +172,7 @@ pub(super) fn timelines(run: &Run) -> Vec<Chart> {
     let borders = run.modes.iter().find(|mode| !mode.timeline.is_empty()).map(|mode| {
         let pairs = mode.timeline.windows(2);
         let borders = pairs.filter_map(|pair| match pair {
-            [a, b] if a.trajectory != b.trajectory => Some(b.tick as f64),
+            [a, b] if a.trajectory != b.trajectory => Some((b.tick as f64, "")),
             _ => None,
         });
         borders.take(MAX_MARKS).collect::<Vec<_>>()
@@ -180,15 +189,13 @@ pub(super) fn timelines(run: &Run) -> Vec<Chart> {
             lines,
             marks: borders.clone().unwrap_or_default(),
             choice: None,
+            filled: false,
             whole_x: true,
         })
     };
     let latency = chart("Latency along the replay", "end to end (ms)", lines(|tick| tick.latency_ms));
-    let error = chart(
-        "Error along the replay",
-        "MSE of the chunk",
-        lines(|tick| tick.mse.unwrap_or(f64::NAN)),
-    );
+    let error =
+        chart("Error along the replay", "MSE of the chunk", lines(|tick| tick.mse.unwrap_or(f64::NAN)));
     latency.into_iter().chain(error).collect()
 }
 
@@ -231,6 +238,7 @@ pub(super) fn trajectory(run: &Run, plot: &TrajectoryPlot) -> Vec<Chart> {
             lines,
             marks: boundaries(plot, step),
             choice: Some(name.clone()),
+            filled: false,
             whole_x: false,
         });
     }
@@ -238,9 +246,9 @@ pub(super) fn trajectory(run: &Run, plot: &TrajectoryPlot) -> Vec<Chart> {
 }
 
 /// Times at which chunks begin, thinned out where they would make a grey area.
-fn boundaries(plot: &TrajectoryPlot, step: f64) -> Vec<f64> {
+fn boundaries(plot: &TrajectoryPlot, step: f64) -> Vec<(f64, &'static str)> {
     let every = plot.boundaries.len().div_ceil(MAX_MARKS).max(1);
-    plot.boundaries.iter().step_by(every).map(|&boundary| boundary as f64 * step).collect()
+    plot.boundaries.iter().step_by(every).map(|&boundary| (boundary as f64 * step, "")).collect()
 }
 
 /// Every how many points of the trajectories' lines are drawn, so that the page stays of a bounded size.
@@ -248,7 +256,8 @@ fn thinning(run: &Run) -> usize {
     let dimensions = run.trajectories.iter().flat_map(|plot| &plot.dimensions);
     let points: usize = dimensions
         .map(|dimension| {
-            dimension.recorded.len() + dimension.predicted.iter().map(|series| series.values.len()).sum::<usize>()
+            dimension.recorded.len()
+                + dimension.predicted.iter().map(|series| series.values.len()).sum::<usize>()
         })
         .sum();
     points.div_ceil(POINT_BUDGET).max(1)

@@ -25,7 +25,8 @@ impl Scale {
 
     /// For values that are never below zero: logarithmic where they span more than `span` times, else from zero on.
     pub(super) fn positive(values: impl IntoIterator<Item = f64>, span: f64) -> Option<Self> {
-        let values: Vec<f64> = values.into_iter().filter(|value| value.is_finite() && *value >= 0.0).collect();
+        let values: Vec<f64> =
+            values.into_iter().filter(|value| value.is_finite() && *value >= 0.0).collect();
         let (_, max) = range(values.iter().copied())?;
         let smallest = values.iter().copied().filter(|&value| value > 0.0).min_by(f64::total_cmp);
         match smallest {
@@ -107,18 +108,25 @@ fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
 }
 
 fn linear_label(value: f64, step: f64) -> String {
-    // A tick at zero may come out as -0.
-    let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
-    if value != 0.0 && !(1e-3..1e5).contains(&step) {
+    // A tick at zero may come out as -0 or as a rounding error.
+    if value.abs() < step * 1e-6 {
+        return "0".to_owned();
+    }
+    if !(1e-3..1e5).contains(&step) {
+        // As many digits as tell neighbours apart; the rounding takes away what the multiplication brought.
         let digits = (value.abs().log10().floor() - step.log10().floor()).clamp(0.0, 6.0) as usize;
-        return format!("{value:.digits$e}");
+        return format!("{value:.digits$e}").replace(".0e", "e");
     }
     let decimals = (-step.log10().floor()).clamp(0.0, 6.0) as usize;
     format!("{value:.decimals$}")
 }
 
 fn log_label(value: f64) -> String {
-    if (1e-2..1e5).contains(&value) { format!("{}", (value * 1e6).round() / 1e6) } else { format!("{value:.0e}") }
+    if (1e-2..1e5).contains(&value) {
+        format!("{}", (value * 1e6).round() / 1e6)
+    } else {
+        format!("{value:.0e}")
+    }
 }
 
 #[cfg(test)]
@@ -132,7 +140,7 @@ mod tests {
     #[test]
     fn ticks_are_round_numbers() {
         assert_eq!(labels(Scale::exact(0.0, 10.0), 5), ["0", "2", "4", "6", "8", "10"]);
-        assert_eq!(labels(Scale::exact(-0.12, 0.11), 5), ["-0.10", "-0.05", "0.00", "0.05", "0.10"]);
+        assert_eq!(labels(Scale::exact(-0.12, 0.11), 5), ["-0.10", "-0.05", "0", "0.05", "0.10"]);
         assert_eq!(labels(Scale::exact(0.0, 2.4e-5), 3), ["0", "1e-5", "2e-5"]);
         assert_eq!(labels(Scale::exact(995.0, 1006.0), 3), ["995", "1000", "1005"]);
     }

@@ -27,7 +27,11 @@ pub(super) fn facts(run: &Run) -> Vec<String> {
         1 => "1 trajectory".to_owned(),
         n => format!("{} trajectories", number::count(n)),
     };
-    let samples = if source.samples > 0 { format!("{} observations", number::count(source.samples)) } else { String::new() };
+    let samples = if source.samples > 0 {
+        format!("{} observations", number::count(source.samples))
+    } else {
+        String::new()
+    };
     let hardware = run.machine.gpus.first().map_or(&run.machine.cpu.model, |gpu| &gpu.name);
     let date = run.created.split('T').next().unwrap_or_default();
     let facts = [name.clone(), source.kind.clone(), trajectories, samples, hardware.clone(), date.to_owned()];
@@ -103,7 +107,7 @@ fn card(run: &Run, place: usize, mode: &ModeResult) -> Markup {
                     b { (number::milliseconds(latency.median)) } " ms"
                     @if let Some(hz) = latency.hz() { span class="aside" { (number::rate(hz)) " Hz" } }
                     @if let Some(speedup) = metric(run, mode, &Metric::Speedup, number::ratio) {
-                        span class="chip" title="median latency of the reference mode divided by this mode's" { (speedup) " speed" }
+                        span class="chip" title="median latency of the reference mode divided by this mode's" { (speedup) " as fast" }
                     }
                     @if run.is_reference(mode) { span class="chip" { "baseline" } }
                 }
@@ -198,8 +202,8 @@ pub(super) fn time(run: &Run) -> Markup {
                 p class="hint" { "Medians of each part, after warm-up and with the device synchronised; "
                     "“rest” is what the median end to end has beyond their sum." }
             }
-            @if let Some(chart) = plots::histogram(run) { (plots::grid(&[chart])) }
             (latencies(run))
+            (plots::grid(&plots::histograms(run)))
             (draw("Each component, ms", &table))
         }
     }
@@ -208,11 +212,21 @@ pub(super) fn time(run: &Run) -> Markup {
 /// The table of the modes, one row each, with the tails under the medians.
 fn latencies(run: &Run) -> Markup {
     let components = [Component::Backbone, Component::Dit, Component::EndToEnd];
-    let heads = ["backbone ms", "DiT ms", "end to end ms", "Hz", "DiT MSE", "DiT cosine", "end-to-end MSE", "end-to-end MAE"];
+    let heads = [
+        "backbone ms",
+        "DiT ms",
+        "end to end ms",
+        "Hz",
+        "DiT MSE",
+        "DiT cosine",
+        "end-to-end MSE",
+        "end-to-end MAE",
+    ];
     html! {
-        div class="scroll" {
-            table class="stack" {
-                caption { "Modes beside the reference " span { "median, with p90 and p99 below" } }
+        div class="panel" {
+            h3 id="table-modes" { "Modes beside the reference " span { "median, with p90 · p99 below" } }
+            div class="scroll" tabindex="0" role="region" aria-labelledby="table-modes" {
+            table class="stack" aria-labelledby="table-modes" {
                 thead { tr { th scope="col" { "mode" } @for head in heads { th scope="col" { (head) } } } }
                 tbody {
                     @for mode in &run.modes {
@@ -235,6 +249,7 @@ fn latencies(run: &Run) -> Markup {
                         }
                     }
                 }
+            }
             }
         }
     }
@@ -316,22 +331,25 @@ pub(super) fn dimensions(run: &Run) -> Markup {
 fn draw(caption: &str, table: &Table) -> Markup {
     let texts = |i: usize| table.rows.iter().all(|row| row.get(i).is_none_or(Cell::is_text));
     let align = |i: usize| texts(i).then_some("text");
-    let starts = |row: usize| {
-        let name = |row: usize| table.rows.get(row).and_then(|row| row.first());
-        row > 0 && name(row) != name(row - 1)
-    };
+    let name = |row: &[Cell]| row.first().map(Cell::shown);
+    let blocks: Vec<&[Vec<Cell>]> = table.rows.chunk_by(|a, b| name(a) == name(b)).collect();
+    let id = format!("table-{}", table.name);
     html! {
         @if !table.rows.is_empty() {
-            div class="scroll" tabindex="0" role="region" aria-label=(caption) {
-                table {
-                    caption { (caption) }
-                    thead { tr { @for (i, (_, heading)) in table.columns.iter().enumerate() { th scope="col" class=[align(i)] { (heading) } } } }
-                    tbody {
-                        @for (number, row) in table.rows.iter().enumerate() {
-                            tr class=[starts(number).then_some("first")] {
-                                @for (i, cell) in row.iter().enumerate() {
-                                    @if i == 0 { th scope="row" { (cell.shown()) } }
-                                    @else { td class=[align(i)] { (cell.shown()) } }
+            div class="panel" {
+                h3 id=(id) { (caption) }
+                div class="scroll" tabindex="0" role="region" aria-labelledby=(id) {
+                    table aria-labelledby=(id) {
+                        thead { tr { @for (i, (_, heading)) in table.columns.iter().enumerate() { th scope="col" class=[align(i)] { (heading) } } } }
+                        @for block in blocks {
+                            tbody {
+                                @for (number, row) in block.iter().enumerate() {
+                                    tr {
+                                        @for (i, cell) in row.iter().enumerate() {
+                                            @if i > 0 { td class=[align(i)] { (cell.shown()) } }
+                                            @else if number == 0 { th scope="rowgroup" rowspan=(block.len()) { (cell.shown()) } }
+                                        }
+                                    }
                                 }
                             }
                         }
@@ -354,7 +372,10 @@ pub(super) fn circumstances(run: &Run) -> Markup {
         ("memory", machine.memory_bytes.map(number::bytes).unwrap_or_default()),
     ];
     hardware.extend(machine.gpus.iter().map(|gpu| ("GPU", self::gpu(gpu))));
-    hardware.extend([("power mode", machine.power_mode.clone()), ("system", joined(&[&machine.os, &machine.kernel]))]);
+    hardware.extend([
+        ("power mode", machine.power_mode.clone()),
+        ("system", joined(&[&machine.os, &machine.kernel])),
+    ]);
     hardware.extend(machine.software.iter().map(|(name, version)| ("library", format!("{name} {version}"))));
     let policy = vec![
         ("checkpoint", checkpoint.name.clone()),
@@ -371,14 +392,22 @@ pub(super) fn circumstances(run: &Run) -> Markup {
         ("length", source.duration_s.map(|seconds| format!("{seconds:.1} s")).unwrap_or_default()),
         ("observations", count(source.samples)),
     ];
-    recording.extend(source.messages.iter().map(|(topic, messages)| ("messages", format!("{topic}: {}", count(*messages)))));
+    recording.extend(
+        source
+            .messages
+            .iter()
+            .map(|(topic, messages)| ("messages", format!("{topic}: {}", count(*messages)))),
+    );
     let mut how = vec![
         ("horizon", format!("{} steps", count(options.horizon))),
         ("stride", format!("{} steps", count(options.stride))),
         ("step time", options.step_time_s.map(|seconds| format!("{seconds} s")).unwrap_or_default()),
         ("observations per trajectory", or_all(options.steps_per_trajectory)),
         ("of these step by step", or_all(options.component_steps_per_trajectory)),
-        ("trajectories", format!("{} done of {}", count(run.trajectories_done), or_all(options.trajectories))),
+        (
+            "trajectories",
+            format!("{} done of {}", count(run.trajectories_done), or_all(options.trajectories)),
+        ),
         ("warm-up", format!("{} passes", count(options.warm_up))),
         ("iterations", count(options.iterations)),
         ("noise seed", options.noise_seed.map(|seed| seed.to_string()).unwrap_or_default()),
@@ -420,7 +449,8 @@ fn cpu(cpu: &Cpu) -> String {
 }
 
 fn gpu(gpu: &Gpu) -> String {
-    let with = |name: &str, value: &str| if value.is_empty() { String::new() } else { format!("{name} {value}") };
+    let with =
+        |name: &str, value: &str| if value.is_empty() { String::new() } else { format!("{name} {value}") };
     let number = |value: Option<u64>, name: &str, unit: &str| {
         value.map(|value| format!("{name}{value} {unit}")).unwrap_or_default()
     };
@@ -441,12 +471,24 @@ fn gpu(gpu: &Gpu) -> String {
 /// What the words mean.
 pub(super) fn definitions() -> Markup {
     let entries = [
-        ("MSE, MAE, max error", "mean squared, mean absolute and largest absolute error over all values of all samples, in f64"),
+        (
+            "MSE, MAE, max error",
+            "mean squared, mean absolute and largest absolute error over all values of all samples, in f64",
+        ),
         ("cosine", "of the two whole tensors, flattened, per sample; then the mean over the samples"),
         ("growth", "MSE of the last denoising step divided by that of the first"),
-        ("end-to-end errors", "physical actions against the recorded ones; the total adds keys of different units as they are"),
-        ("RMSE / SD", "RMSE of a dimension divided by the standard deviation of what was recorded there: 0 is perfect, 1 is no better than always predicting the mean"),
-        ("median, p90, p99", "with linear interpolation between the two nearest measurements, as NumPy's default"),
+        (
+            "end-to-end errors",
+            "physical actions against the recorded ones; the total adds keys of different units as they are",
+        ),
+        (
+            "RMSE / SD",
+            "RMSE of a dimension divided by the standard deviation of what was recorded there: 0 is perfect, 1 is no better than always predicting the mean",
+        ),
+        (
+            "median, p90, p99",
+            "with linear interpolation between the two nearest measurements, as NumPy's default",
+        ),
         ("Hz", "1000 divided by the median latency end to end in ms"),
         ("NaN", "some values were NaN or infinite; no figure is given over the rest"),
     ];
