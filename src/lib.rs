@@ -9,6 +9,8 @@
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
+//! | [`engine`] | TensorRT engines as files: provenance, checks at load, statistics for INT8 | nothing |
+//! | `tensorrt` | building and running TensorRT engines | feature `tensorrt` |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
@@ -19,6 +21,7 @@
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
 pub mod checkpoint;
+pub mod engine;
 pub mod motion;
 pub mod node;
 pub mod observation;
@@ -30,3 +33,6 @@ pub mod synthetic;
 
 #[cfg(feature = "torch")]
 pub mod model;
+
+#[cfg(feature = "tensorrt")]
+pub mod tensorrt;
