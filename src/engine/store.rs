@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
@@ -17,6 +18,9 @@ use super::record::{Differences, EngineNeeds, EngineRecord, PlanRecord, RECORD_F
 
 /// Largest record that is read. A real one takes some 4 kB.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+/// Age from which a file that no record speaks of is taken for left behind.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 
 /// Hexadecimal digits of the hash in a plan's name.
 const DIGITS_IN_NAME: usize = 12;
@@ -122,7 +126,30 @@ impl EngineStore {
             // It takes gigabytes and nothing speaks of it any more.
             let _ = fs::remove_file(self.folder.join(old));
         }
+        self.sweep(&stem, &file);
         Ok(())
+    }
+
+    /// Removes what writers that were killed left of this engine. Fresh files may be those of a writer at work.
+    fn sweep(&self, stem: &str, keep: &str) {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let left = name != keep
+                && (name.starts_with(&format!("{stem}.")) && name.ends_with(".engine")
+                    || name.starts_with(&format!(".{stem}.")) && name.ends_with(".partial"));
+            let age = entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .ok()
+                .and_then(|at| at.elapsed().ok());
+            if left && age.is_some_and(|age| age > LEFT_BEHIND) {
+                tracing::info!("{name}: left by a build that was interrupted; removed");
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Replaces the record of an engine, for instance with its accuracy and latency, once they are measured.
@@ -147,6 +174,15 @@ impl EngineStore {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_from(&self, path: &Path, needs: &EngineNeeds) -> Result<StoredPlan, EngineError> {
+        let before = modified(path);
+        match self.load_once(path, needs) {
+            // Another process has put a new engine in its place meanwhile.
+            Err(EngineError::Damaged { .. }) if modified(path) != before => self.load_once(path, needs),
+            result => result,
+        }
+    }
+
+    fn load_once(&self, path: &Path, needs: &EngineNeeds) -> Result<StoredPlan, EngineError> {
         let folder = path.parent().unwrap_or(&self.folder);
         let rebuild = || needs.rebuild_command(folder);
         if !path.exists() {
@@ -191,6 +227,10 @@ impl EngineStore {
         }
         Ok(StoredPlan { map, path: plan_path, record, differences })
     }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
 /// SHA-256 as `sha256sum` prints it.

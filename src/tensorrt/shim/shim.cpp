@@ -22,6 +22,7 @@
 #include <NvInfer.h>
 #include <NvOnnxParser.h>
 
+#include <cstdint>
 #include <exception>
 #include <limits>
 #include <memory>
@@ -233,6 +234,15 @@ namespace
 using CreateFn = void* (*)(void* logger, int32_t version);
 using CreateParserFn = void* (*)(void* network, void* logger, int version);
 
+// What an entry point returned. Those of 11.4's lean runtime add a base class's offset to a null pointer when they fail (as
+// without a GPU), so whatever lies in the first page, where nothing can, is null too.
+template <typename Interface>
+Interface* created(void* address)
+{
+    constexpr std::uintptr_t kFIRST_PAGE = 4096;
+    return reinterpret_cast<std::uintptr_t>(address) < kFIRST_PAGE ? nullptr : static_cast<Interface*>(address);
+}
+
 GrootLogger* loggerCreate(GrootLogFn log, void* user)
 {
     return new (std::nothrow) GrootLogger{Logger(log, user)};
@@ -275,8 +285,8 @@ GrootBuilder* builderCreate(void* entry, GrootLogger* logger, int32_t stronglyTy
         made->logger = &logger->impl;
         auto const create = reinterpret_cast<CreateFn>(entry);
         // The entry point wants the base class's address, as a void pointer.
-        made->builder.reset(static_cast<trt::IBuilder*>(
-            create(static_cast<trt::ILogger*>(&logger->impl), NV_TENSORRT_VERSION)));
+        made->builder.reset(
+            created<trt::IBuilder>(create(static_cast<trt::ILogger*>(&logger->impl), NV_TENSORRT_VERSION)));
         if (!made->builder)
         {
             return nullptr;
@@ -318,7 +328,7 @@ int32_t builderParse(GrootBuilder* builder, void* entry, char const* path, Groot
 {
     return guarded(builder->logger, int32_t{GROOT_EXCEPTION}, [&]() -> int32_t {
         auto const create = reinterpret_cast<CreateParserFn>(entry);
-        builder->parser.reset(static_cast<nvonnxparser::IParser*>(
+        builder->parser.reset(created<nvonnxparser::IParser>(
             create(builder->network.get(), static_cast<trt::ILogger*>(builder->logger), NV_ONNX_PARSER_VERSION)));
         if (!builder->parser)
         {
@@ -650,8 +660,8 @@ GrootRuntime* runtimeCreate(void* entry, GrootLogger* logger, int32_t* status)
         auto made = std::make_unique<GrootRuntime>();
         made->logger = &logger->impl;
         auto const create = reinterpret_cast<CreateFn>(entry);
-        made->runtime.reset(static_cast<trt::IRuntime*>(
-            create(static_cast<trt::ILogger*>(&logger->impl), NV_TENSORRT_VERSION)));
+        made->runtime.reset(
+            created<trt::IRuntime>(create(static_cast<trt::ILogger*>(&logger->impl), NV_TENSORRT_VERSION)));
         if (!made->runtime)
         {
             return nullptr;
