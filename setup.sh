@@ -17,6 +17,9 @@ TORCH_VERSION=2.11.0
 # What libtorch's CPU half of that wheel loads besides the C and C++ runtimes. The GPU half needs all of the wheel's
 # dependencies; they are installed only where there is a GPU.
 CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+# The crate whose package carries TensorRT's headers (never built), and TensorRT's own small runtime (x86_64 and aarch64).
+TENSORRT_HEADERS=trtx-sys@0.9.1
+TENSORRT_LEAN=tensorrt-lean-cu12-libs==11.4.0.106
 TEST_PACKAGES=(cyclonedds==11.0.1 mcap==1.6.0 mcap-ros2-support==0.6.0 numpy==2.2.6 opencv-python-headless==4.11.0.86
     pillow==12.1.1 rosbags==0.11.9
     # The makers of LeRobot's tables and videos, and an ffmpeg program: 50, 37 and 29 MB to download. These
@@ -86,6 +89,10 @@ fi
 
 if $with_tests; then
     install test "${TEST_PACKAGES[@]}"
+    install tensorrt-lean --no-deps "$TENSORRT_LEAN"
+    # Unpacks the package where build.rs looks for headers; outside this folder, whose lock file has nothing to do with it.
+    (cd / && cargo info --quiet "$TENSORRT_HEADERS" >/dev/null) ||
+        say "TensorRT's headers could not be fetched: its shim is compiled only if libnvinfer-dev is installed"
 fi
 if has_gpu; then gpu="with CUDA where the GPU allows"; else gpu="for the CPU (no NVIDIA driver here)"; fi
 say "ready: libtorch ${version:-of unknown version} $gpu"

@@ -10,6 +10,8 @@
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
 //! | [`evaluation`] | how far and how slow: errors, latencies, the report of a replay, gates and comparisons | nothing |
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
+//! | [`engine`] | TensorRT engines as files: provenance, checks at load, statistics for INT8 | nothing |
+//! | `tensorrt` | building and running TensorRT engines | feature `tensorrt` |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
@@ -21,6 +23,7 @@
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
 pub mod checkpoint;
+pub mod engine;
 pub mod evaluation;
 pub mod motion;
 pub mod node;
@@ -35,3 +38,5 @@ pub mod synthetic;
 pub mod model;
 #[cfg(feature = "torch")]
 pub mod replay;
+#[cfg(feature = "tensorrt")]
+pub mod tensorrt;

@@ -1,0 +1,33 @@
+//! Engines as files: what they were built from, whether they fit, and the statistics behind INT8.
+//!
+//! Nothing here knows CUDA or TensorRT; the module `tensorrt` builds and runs engines, and this one keeps them honest.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | [`EngineRecord`] | the JSON beside an engine, compared with [`EngineNeeds`] |
+//! | [`EngineStore`] | the folder of engines: writing them whole, checking their hash before use |
+//! | [`CheckpointHasher`] | the identity of the weights |
+//! | [`check_precision`] | what a GPU cannot run, and what is known to be wrong |
+//! | [`calibration`] | ranges for INT8 from collected inputs |
+
+mod atomic;
+mod checkpoint_hash;
+mod error;
+mod graph;
+mod precision;
+mod record;
+mod store;
+
+pub mod calibration;
+
+pub use atomic::write_atomically;
+pub use checkpoint_hash::CheckpointHasher;
+pub use error::EngineError;
+pub use graph::GraphKind;
+pub use precision::{ComputeCapability, Precision, check_precision};
+pub use record::{
+    AccuracyRecord, BuilderRecord, CalibrationRecord, CheckpointRecord, Difference, Differences, EngineNeeds,
+    EngineRecord, GpuRecord, GraphRecord, LatencyRecord, PlanRecord, RECORD_FORMAT, ShapeRecord,
+    VersionRecord,
+};
+pub use store::{EngineStore, StoredPlan};
