@@ -8,6 +8,7 @@
 //! | [`checkpoint`] | the model directory: configurations, weights, the table of expected tensors | nothing |
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
+//! | [`onnx`] | the network as ONNX graphs, written without torch | nothing |
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
@@ -22,6 +23,7 @@ pub mod checkpoint;
 pub mod motion;
 pub mod node;
 pub mod observation;
+pub mod onnx;
 pub mod processor;
 pub mod recording;
 pub mod ros;

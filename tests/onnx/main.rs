@@ -1,0 +1,10 @@
+//! The exported graphs: accepted by the `onnx` package's checker, and run by ONNX Runtime to the reference's numbers.
+//!
+//! As the golden suite, it takes sizes and observations from the golden directory (`GROOT_GOLDEN_DIR`).
+
+#[path = "../support/checkpoint_writer.rs"]
+mod checkpoint_writer;
+mod dit;
+#[path = "../golden_suite/fixture.rs"]
+mod fixture;
+mod runner;
