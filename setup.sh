@@ -17,7 +17,8 @@ TORCH_VERSION=2.11.0
 # What libtorch's CPU half of that wheel loads besides the C and C++ runtimes. The GPU half needs all of the wheel's
 # dependencies; they are installed only where there is a GPU.
 CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
-TEST_PACKAGES=(cyclonedds==11.0.1 numpy==2.2.6 opencv-python-headless==4.11.0.86 pillow==12.1.1)
+TEST_PACKAGES=(cyclonedds==11.0.1 numpy==2.2.6 onnx==1.23.2 onnxruntime==1.23.2 opencv-python-headless==4.11.0.86
+    pillow==12.1.1)
 
 say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 die() { printf '\033[1m[setup]\033[0m %s\n' "$*" >&2; exit 1; }

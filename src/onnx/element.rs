@@ -120,9 +120,7 @@ pub fn decode(view: &TensorView) -> Vec<f32> {
 /// Little-endian elements as f32, exactly.
 pub fn decode_bytes(bytes: &[u8], kind: WeightKind) -> Vec<f32> {
     match kind {
-        WeightKind::F32 => {
-            bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
-        }
+        WeightKind::F32 => bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect(),
         WeightKind::F16 => {
             bytes.as_chunks::<2>().0.iter().map(|chunk| f16::from_le_bytes(*chunk).to_f32()).collect()
         }

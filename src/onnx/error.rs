@@ -40,11 +40,7 @@ pub enum OnnxError {
 }
 
 impl OnnxError {
-    pub(super) fn request(
-        what: &'static str,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> Self {
+    pub(super) fn request(what: &'static str, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self::Request { what, expected: expected.into(), found: found.into() }
     }
 

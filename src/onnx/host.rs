@@ -14,7 +14,13 @@ pub fn embodiment_slice<'w>(
     embodiment: usize,
 ) -> Result<TensorView<'w>, OnnxError> {
     let view = weights.get(name)?;
-    let missing = || OnnxError::request("embodiment index", format!("below the first axis of {name}"), embodiment.to_string());
+    let missing = || {
+        OnnxError::request(
+            "embodiment index",
+            format!("below the first axis of {name}"),
+            embodiment.to_string(),
+        )
+    };
     let (count, shape) = view.shape.split_first().ok_or_else(missing)?;
     if embodiment >= *count {
         return Err(missing());

@@ -140,7 +140,13 @@ impl<'w> Builder<'w> {
         let sizes = sizes.unwrap_or_default();
         let inputs = match sizes.split_first() {
             Some(((_, inputs), rest)) if rest.iter().all(|(_, other)| other == inputs) => *inputs,
-            _ => return Err(self.error("MatMul", "weights (out, in) of one input width", format!("{sizes:?}"))),
+            _ => {
+                return Err(self.error(
+                    "MatMul",
+                    "weights (out, in) of one input width",
+                    format!("{sizes:?}"),
+                ));
+            }
         };
         let outputs: usize = sizes.iter().map(|(outputs, _)| outputs).sum();
         let biases: Vec<_> = parts.iter().filter_map(|part| Some((part.bias?, part.scale))).collect();
@@ -163,7 +169,9 @@ impl<'w> Builder<'w> {
             Ok(out)
         };
         let bias = (!biases.is_empty()).then(|| {
-            let scaled = biases.iter().flat_map(|(bias, scale)| host::vector(bias).into_iter().map(move |v| v * scale));
+            let scaled = biases
+                .iter()
+                .flat_map(|(bias, scale)| host::vector(bias).into_iter().map(move |v| v * scale));
             host::narrow(&scaled.collect::<Vec<f64>>())
         });
         self.affine(x, name, (inputs, outputs), Source::Compute(Box::new(weight)), bias)
@@ -185,7 +193,8 @@ impl<'w> Builder<'w> {
         match bias {
             None => Ok(product),
             Some(bias) => {
-                let bias = self.initializer(&format!("{name}.bias"), kind, [outputs], Source::Values(bias))?;
+                let bias =
+                    self.initializer(&format!("{name}.bias"), kind, [outputs], Source::Values(bias))?;
                 self.add(product, bias)
             }
         }
@@ -345,8 +354,8 @@ impl<'w> Builder<'w> {
         if self.style.softmax_in_f32 { ElementType::F32 } else { self.style.kind }
     }
 
-    /// From a boolean that says which keys count: 0 there, elsewhere half the most negative value, which no sum with a
-    /// score makes infinite.
+    /// From a boolean that says which keys count: 0 there, elsewhere half the most negative value, which no score makes
+    /// infinite.
     pub fn bias_of(&mut self, keep: Value) -> Result<Value, OnnxError> {
         let kind = self.softmax_kind();
         let zero = self.scalar(0.0, kind)?;

@@ -6,6 +6,8 @@
 //! | [`dit::fused`] | one denoising step for engines: no masks, step and tick constants as inputs |
 //! | [`dit::condition`] | what [`dit::fused`] takes once per tick |
 //! | [`dit::reference`] | the transformer with the inputs and outputs of the public export script |
+//! | [`backbone::vision`] | vision tower and connector, explicit attention |
+//! | [`backbone::language`] | the kept language model layers, explicit causal attention |
 //!
 //! Opset 17 and IR version 8 ([`proto`]): what TensorRT 8.6 reads, and new enough for LayerNormalization and for bf16 in
 //! every operator used. [`write`] puts a graph into `{stem}.onnx` and its weights into `{stem}.onnx.data`, one weight in
@@ -15,6 +17,7 @@
 //! always f32. An f32 graph is the right one for TensorRT's weakly typed builder, which chooses precisions itself; the
 //! others are for strongly typed networks and other runtimes.
 
+pub mod backbone;
 pub mod dit;
 mod element;
 mod error;

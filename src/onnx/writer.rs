@@ -3,6 +3,7 @@
 //! Both are written under temporary names and renamed when whole, so that under their own names there is never half a
 //! file, nor a structure with another graph's weights. Weights go through memory one at a time.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,9 @@ use prost::Message;
 use super::error::OnnxError;
 use super::graph::{Attribute, Dim, Graph, Value};
 use super::proto::{
-    AttributeProto, DATA_LOCATION_EXTERNAL, DimensionProto, DimensionValue, GraphProto, IR_VERSION, ModelProto,
-    NodeProto, OPSET_VERSION, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, DATA_LOCATION_EXTERNAL, DimensionProto, DimensionValue, GraphProto, IR_VERSION,
+    ModelProto, NodeProto, OPSET_VERSION, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 
 /// Tensors smaller than this stand in the structure itself: sizes, axes and other small constants, which shape inference
@@ -78,7 +79,7 @@ pub fn write(graph: &Graph, dir: &Path, stem: &str, data: Data) -> Result<Writte
         .iter()
         .map(|initializer| {
             let size = initializer.size(graph);
-            let mut tensor = TensorProto { ..described(graph, initializer.value) };
+            let mut tensor = described(graph, initializer.value);
             if size < INLINE_BELOW {
                 let mut bytes = Vec::with_capacity(size);
                 initializer.stream(graph, |piece| {
@@ -245,12 +246,7 @@ impl Drop for Temporary {
 }
 
 fn model(graph: &Graph, initializer: Vec<TensorProto>) -> ModelProto {
-    let constants: Vec<Value> = graph.initializers().iter().map(|initializer| initializer.value).collect();
-    let mut named = vec![false; graph.values().count()];
-    for (i, (value, _)) in graph.values().enumerate() {
-        named[i] = graph.input_values().contains(&value) || graph.output_values().contains(&value);
-    }
-    let constants: std::collections::HashSet<Value> = constants.into_iter().collect();
+    let named: HashSet<Value> = graph.input_values().iter().chain(graph.output_values()).copied().collect();
     let name = |value: &Value| graph.info(*value).name.clone();
     ModelProto {
         ir_version: Some(IR_VERSION),
@@ -279,10 +275,11 @@ fn model(graph: &Graph, initializer: Vec<TensorProto>) -> ModelProto {
             input: graph.input_values().iter().map(|value| value_info(graph, *value)).collect(),
             output: graph.output_values().iter().map(|value| value_info(graph, *value)).collect(),
             value_info: graph
-                .values()
-                .zip(&named)
-                .filter(|((value, _), named)| !**named && !constants.contains(value))
-                .map(|((value, _), _)| value_info(graph, value))
+                .nodes()
+                .iter()
+                .flat_map(|node| &node.outputs)
+                .filter(|value| !named.contains(value))
+                .map(|value| value_info(graph, *value))
                 .collect(),
         }),
     }

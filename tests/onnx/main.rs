@@ -2,9 +2,14 @@
 //!
 //! As the golden suite, it takes sizes and observations from the golden directory (`GROOT_GOLDEN_DIR`).
 
+mod backbone;
 #[path = "../support/checkpoint_writer.rs"]
 mod checkpoint_writer;
 mod dit;
+mod files;
 #[path = "../golden_suite/fixture.rs"]
 mod fixture;
+#[path = "../golden_suite/observations.rs"]
+mod observations;
 mod runner;
+mod samples;

@@ -91,7 +91,12 @@ fn context_norms(b: &mut Builder, text: Value, image: Value) -> Result<(Value, V
 }
 
 /// The state encoder of one embodiment.
-fn state_tokens(b: &mut Builder, checkpoint: &Checkpoint, embodiment: usize, state: Value) -> Result<Value, OnnxError> {
+fn state_tokens(
+    b: &mut Builder,
+    checkpoint: &Checkpoint,
+    embodiment: usize,
+    state: Value,
+) -> Result<Value, OnnxError> {
     const MODULE: &str = "action_head.state_encoder";
     let config = &checkpoint.config;
     let weights = b.weights;

@@ -121,7 +121,8 @@ pub fn fused<'w>(checkpoint: &'w Checkpoint, options: &FusedOptions) -> Result<G
     let state = b.input("state_tokens", ElementType::F32, state_shape)?;
     let terms = step_rows(&mut b, checkpoint, options)?;
 
-    let tokens = b.at("action_encoder", |b| action_tokens(b, config, options.embodiment, actions, terms[0]))?;
+    let tokens =
+        b.at("action_encoder", |b| action_tokens(b, config, options.embodiment, actions, terms[0]))?;
     b.expose(options.expose, "action_tokens", tokens)?;
     let state = b.narrow(state)?;
     let mut x = b.concat(&[state, tokens], 1)?;
@@ -136,8 +137,12 @@ pub fn fused<'w>(checkpoint: &'w Checkpoint, options: &FusedOptions) -> Result<G
             let normed = b.narrow(normed)?;
             let attended = match BlockContext::of(block, config.attend_text_every_n_blocks) {
                 BlockContext::Own => b.self_attention(normed, &module, config)?,
-                BlockContext::Text => cross_attention(b, normed, block, text, batch, config, options.key_values)?,
-                BlockContext::Image => cross_attention(b, normed, block, image, batch, config, options.key_values)?,
+                BlockContext::Text => {
+                    cross_attention(b, normed, block, text, batch, config, options.key_values)?
+                }
+                BlockContext::Image => {
+                    cross_attention(b, normed, block, image, batch, config, options.key_values)?
+                }
             };
             let attended = b.attention_out(attended, &module)?;
             b.expose(options.expose, &format!("{name}.attn"), attended)?;
@@ -293,8 +298,7 @@ fn decode(b: &mut Builder, config: &ModelConfig, embodiment: usize, x: Value) ->
     let slice = move |name: &str| embodiment_slice(weights, &format!("{MODULE}.{name}"), embodiment);
     let out = b.part(&format!("{DIT}.proj_out_2"), true, 1.0)?;
     let (w1, b1) = (slice("layer1.W")?, slice("layer1.b")?);
-    let weight =
-        move || Ok(narrow(&matrix(MODULE, &out.weight)?.t().dot(&matrix(MODULE, &w1)?)));
+    let weight = move || Ok(narrow(&matrix(MODULE, &out.weight)?.t().dot(&matrix(MODULE, &w1)?)));
     let bias = match &out.bias {
         Some(bias) => narrow(&(vector(bias).dot(&matrix(MODULE, &w1)?) + vector(&b1))),
         None => narrow(&vector(&b1)),

@@ -38,7 +38,9 @@ pub enum Extent {
 impl Extent {
     pub(super) fn dim(self, symbol: &'static str) -> Result<Dim, OnnxError> {
         match self {
-            Self::Fixed(0) => Err(OnnxError::request("size of a graph's input", "1 or more", format!("0 for {symbol}"))),
+            Self::Fixed(0) => {
+                Err(OnnxError::request("size of a graph's input", "1 or more", format!("0 for {symbol}")))
+            }
             Self::Fixed(size) => Ok(Dim::Fixed(size)),
             Self::Dynamic => Ok(Dim::Symbol(symbol)),
         }
@@ -87,7 +89,13 @@ impl Builder<'_> {
     }
 
     /// LN(x)·(1 + scale) + shift in the norms' type, given 1 + scale and shift in it.
-    fn modulated(&mut self, x: Value, one_plus_scale: Value, shift: Value, eps: f64) -> Result<Value, OnnxError> {
+    fn modulated(
+        &mut self,
+        x: Value,
+        one_plus_scale: Value,
+        shift: Value,
+        eps: f64,
+    ) -> Result<Value, OnnxError> {
         let normed = self.layer_norm(x, None, eps)?;
         let scaled = self.mul(normed, one_plus_scale)?;
         self.add(scaled, shift)

@@ -130,13 +130,23 @@ fn time_embedding(b: &mut Builder, timestep: Value) -> Result<Value, OnnxError> 
 }
 
 /// 1 + scale and shift of an adaptive norm, each (B, 1, W) in the norms' type, scale first in the weights.
-fn modulation(b: &mut Builder, activated: Value, module: &str, config: &ModelConfig) -> Result<[Value; 2], OnnxError> {
+fn modulation(
+    b: &mut Builder,
+    activated: Value,
+    module: &str,
+    config: &ModelConfig,
+) -> Result<[Value; 2], OnnxError> {
     let both = b.linear(activated, module)?;
     rows_of_pair(b, both, config, 0)
 }
 
 /// Cuts (B, 2·W) in two, each (B, 1, W), and adds one to the half that is the scale.
-fn rows_of_pair(b: &mut Builder, both: Value, config: &ModelConfig, scale: usize) -> Result<[Value; 2], OnnxError> {
+fn rows_of_pair(
+    b: &mut Builder,
+    both: Value,
+    config: &ModelConfig,
+    scale: usize,
+) -> Result<[Value; 2], OnnxError> {
     let kind = b.style.norm_kind();
     let both = b.cast(both, kind)?;
     let both = b.unsqueeze(both, &[1])?;

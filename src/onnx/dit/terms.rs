@@ -91,7 +91,11 @@ fn time_embedding(weights: &Weights, timestep: i64) -> Result<Array1<f64>, OnnxE
     let features = angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin()));
     let features: Array1<f64> = features.map(|value| f64::from(value as f32)).collect();
     let embedder = format!("{DIT}.timestep_encoder.timestep_embedder");
-    linear(weights, &format!("{embedder}.linear_2"), &silu(&linear(weights, &format!("{embedder}.linear_1"), &features)?))
+    linear(
+        weights,
+        &format!("{embedder}.linear_2"),
+        &silu(&linear(weights, &format!("{embedder}.linear_1"), &features)?),
+    )
 }
 
 /// Time features of the action encoder, [sin(t·f), cos(t·f)] with f_i = exp(−i·ln(10000)/half).
@@ -99,8 +103,7 @@ fn action_time_features(timestep: i64, width: usize) -> Array1<f64> {
     let half = width / 2;
     // Logarithm and division in f32, as the reference has them.
     let rate = MAX_PERIOD.ln() / half as f32;
-    let angles: Vec<f64> =
-        (0..half).map(|i| timestep as f64 * f64::from(-(i as f32) * rate).exp()).collect();
+    let angles: Vec<f64> = (0..half).map(|i| timestep as f64 * f64::from(-(i as f32) * rate).exp()).collect();
     // Sines first.
     let features = angles.iter().map(|a| a.sin()).chain(angles.iter().map(|a| a.cos()));
     features.map(|value| f64::from(value as f32)).collect()
@@ -116,7 +119,8 @@ struct ActionEncoderTerms {
 
 impl ActionEncoderTerms {
     fn read(weights: &Weights, embodiment: usize) -> Result<Self, OnnxError> {
-        let slice = |name: &str| embodiment_slice(weights, &format!("action_head.action_encoder.{name}"), embodiment);
+        let slice =
+            |name: &str| embodiment_slice(weights, &format!("action_head.action_encoder.{name}"), embodiment);
         let w2 = matrix("action_head.action_encoder.W2.W", &slice("W2.W")?)?;
         let width = w2.ncols();
         let b1 = vector(&slice("W1.b")?);

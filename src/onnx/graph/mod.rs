@@ -208,11 +208,6 @@ impl<'w> Graph<'w> {
         &mut self.initializers
     }
 
-    /// Every value, inputs, constants and outputs included.
-    pub(super) fn values(&self) -> impl Iterator<Item = (Value, &ValueInfo)> {
-        self.values.iter().enumerate().map(|(i, info)| (Value(i), info))
-    }
-
     /// Name, type and shape of a value.
     pub fn info(&self, value: Value) -> &ValueInfo {
         // A `Value` is made only by the graph that holds it, and values are never removed.
@@ -298,7 +293,11 @@ impl<'w> Graph<'w> {
             Source::Bytes(_) => kind == ElementType::I8,
         };
         if !fits {
-            return Err(self.error("initializer", "a source of its own type", format!("{source:?} as {}", kind.name())));
+            return Err(self.error(
+                "initializer",
+                "a source of its own type",
+                format!("{source:?} as {}", kind.name()),
+            ));
         }
         let elements: usize = shape.iter().product();
         let given = match &source {
@@ -401,7 +400,13 @@ impl<'w> Graph<'w> {
         let outputs: Vec<Value> =
             outputs.into_iter().map(|(kind, shape)| self.fresh(operator, kind, shape)).collect();
         let name = format!("{}/{operator}_node{}", self.place, self.nodes.len());
-        self.nodes.push(Node { operator, name, inputs: inputs.to_vec(), outputs: outputs.clone(), attributes });
+        self.nodes.push(Node {
+            operator,
+            name,
+            inputs: inputs.to_vec(),
+            outputs: outputs.clone(),
+            attributes,
+        });
         outputs
     }
 

@@ -27,7 +27,8 @@ impl Graph<'_> {
     fn same_float(&self, operator: &'static str, values: &[Value]) -> Result<ElementType> {
         match values.split_first() {
             Some((first, rest))
-                if self.kind(*first).is_float() && rest.iter().all(|v| self.kind(*v) == self.kind(*first)) =>
+                if self.kind(*first).is_float()
+                    && rest.iter().all(|v| self.kind(*v) == self.kind(*first)) =>
             {
                 Ok(self.kind(*first))
             }
@@ -49,9 +50,8 @@ impl Graph<'_> {
 
     fn broadcast(&self, operator: &'static str, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
         let rank = a.len().max(b.len());
-        let at = |shape: &[Dim], i: usize| {
-            (i + shape.len()).checked_sub(rank).map_or(Dim::Fixed(1), |i| shape[i])
-        };
+        let at =
+            |shape: &[Dim], i: usize| (i + shape.len()).checked_sub(rank).map_or(Dim::Fixed(1), |i| shape[i]);
         (0..rank)
             .map(|i| match (at(a, i), at(b, i)) {
                 (a, b) if a == b => Ok(a),
@@ -180,7 +180,11 @@ impl Graph<'_> {
         let kind = self.same_float("LayerNormalization", &inputs)?;
         let shape = self.shape(x).to_vec();
         let width = shape.last().copied();
-        if inputs.iter().skip(1).any(|value| self.shape(*value).len() != 1 || self.shape(*value).last().copied() != width) {
+        if inputs
+            .iter()
+            .skip(1)
+            .any(|value| self.shape(*value).len() != 1 || self.shape(*value).last().copied() != width)
+        {
             let found = self.describe_all(&inputs);
             return Err(self.error("LayerNormalization", "scale and bias of the last axis' width", found));
         }
@@ -203,7 +207,11 @@ impl Graph<'_> {
     pub fn reshape(&mut self, x: Value, target: &[Dim]) -> Result<Value> {
         let source = self.shape(x).to_vec();
         let wrong = |graph: &Self, why: &str| {
-            graph.error("Reshape", why.to_owned(), format!("{} to {}", shape_text(&source), shape_text(target)))
+            graph.error(
+                "Reshape",
+                why.to_owned(),
+                format!("{} to {}", shape_text(&source), shape_text(target)),
+            )
         };
         let split = |shape: &[Dim]| {
             let mut symbols = Vec::new();
@@ -246,7 +254,11 @@ impl Graph<'_> {
         let mut sorted = order.to_vec();
         sorted.sort_unstable();
         if !sorted.iter().copied().eq(0..shape.len()) {
-            return Err(self.error("Transpose", format!("an order of the axes of {}", self.info(x)), format!("{order:?}")));
+            return Err(self.error(
+                "Transpose",
+                format!("an order of the axes of {}", self.info(x)),
+                format!("{order:?}"),
+            ));
         }
         let shape = order.iter().map(|axis| shape[*axis]).collect();
         let kind = self.kind(x);
@@ -342,7 +354,11 @@ impl Graph<'_> {
         let mut shape = self.shape(x).to_vec();
         for axis in axes {
             if *axis > shape.len() {
-                return Err(self.error("Unsqueeze", format!("axes of {}", self.info(x)), format!("{axes:?}")));
+                return Err(self.error(
+                    "Unsqueeze",
+                    format!("axes of {}", self.info(x)),
+                    format!("{axes:?}"),
+                ));
             }
             shape.insert(*axis, Dim::Fixed(1));
         }
