@@ -13,6 +13,9 @@
 //! every operator used. [`write`] puts a graph into `{stem}.onnx` and its weights into `{stem}.onnx.data`, one weight in
 //! memory at a time.
 //!
+//! [`quantise`] turns products of a graph into INT8, [`validate`] compares two runs layer by layer, and `session` (feature
+//! `onnxruntime`) runs a graph.
+//!
 //! A graph computes in one type, f32, f16 or bf16 ([`Style`]), with casts where it meets inputs and outputs that are
 //! always f32. An f32 graph is the right one for TensorRT's weakly typed builder, which chooses precisions itself; the
 //! others are for strongly typed networks and other runtimes.
@@ -25,6 +28,10 @@ mod graph;
 mod host;
 mod layers;
 pub mod proto;
+pub mod quantise;
+#[cfg(feature = "onnxruntime")]
+pub mod session;
+pub mod validate;
 mod writer;
 
 pub use element::ElementType;

@@ -11,5 +11,8 @@ mod files;
 mod fixture;
 #[path = "../golden_suite/observations.rs"]
 mod observations;
+mod quantise;
 mod runner;
 mod samples;
+#[cfg(feature = "onnxruntime")]
+mod session;
