@@ -8,7 +8,9 @@ use super::{
     probe::Probe,
     tokens::{TokenGroup, TokenLayout},
 };
-use crate::checkpoint::{BlockContext, ModelConfig};
+use crate::checkpoint::ModelConfig;
+
+pub use crate::checkpoint::BlockContext;
 
 /// Epsilon of the blocks' norms.
 const BLOCK_EPS: f64 = 1e-5;

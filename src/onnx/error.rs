@@ -61,3 +61,26 @@ impl OnnxError {
         Self::Output { path: path.to_owned(), action, source, advice }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_operating_system_says_what_to_do() {
+        for (kind, advice) in [
+            (io::ErrorKind::StorageFull, "free disk space"),
+            (io::ErrorKind::QuotaExceeded, "free disk space"),
+            (io::ErrorKind::ReadOnlyFilesystem, "that you may write to"),
+            (io::ErrorKind::PermissionDenied, "that you may write to"),
+            (io::ErrorKind::NotADirectory, "that is a directory"),
+        ] {
+            let error = OnnxError::output(Path::new("out/dit.onnx.data"), "writing", kind.into());
+            let text = error.to_string();
+            assert!(
+                text.starts_with("out/dit.onnx.data: writing failed: ") && text.contains(advice),
+                "{text}"
+            );
+        }
+    }
+}

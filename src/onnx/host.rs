@@ -51,11 +51,11 @@ pub fn narrow<'a>(values: impl IntoIterator<Item = &'a f64>) -> Vec<f32> {
     values.into_iter().map(|value| *value as f32).collect()
 }
 
-/// W·x + b of a Linear with W stored (out, in), for one vector.
-pub fn linear(weights: &Weights, name: &str, x: &Array1<f64>) -> Result<Array1<f64>, OnnxError> {
-    let weight = weights.get(&format!("{name}.weight"))?;
-    let bias = weights.get(&format!("{name}.bias"))?;
-    Ok(matrix(name, &weight)?.dot(x) + vector(&bias))
+/// W·x + b of a Linear with W stored (out, in), for each of several vectors.
+pub fn linear(weights: &Weights, name: &str, inputs: &[Array1<f64>]) -> Result<Vec<Array1<f64>>, OnnxError> {
+    let weight = matrix(name, &weights.get(&format!("{name}.weight"))?)?;
+    let bias = vector(&weights.get(&format!("{name}.bias"))?);
+    Ok(inputs.iter().map(|x| weight.dot(x) + &bias).collect())
 }
 
 /// x·sigmoid(x).

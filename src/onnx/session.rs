@@ -87,6 +87,13 @@ impl GraphSession {
     /// An input is missing or of another type or shape, or an output is not f32.
     pub fn run(&mut self, inputs: &BTreeMap<String, Input>) -> Result<NamedTensors, SessionError> {
         let path = self.path.clone();
+        let missing: Vec<String> =
+            self.inputs().into_iter().filter(|name| !inputs.contains_key(name)).collect();
+        if !missing.is_empty() {
+            let given: Vec<&str> = inputs.keys().map(String::as_str).collect();
+            let reason = format!("expected the inputs {}, found only {given:?}", missing.join(", "));
+            return Err(SessionError::Run { path, reason });
+        }
         let failed = |error: ort::Error| SessionError::Run { path: path.clone(), reason: error.to_string() };
         let values = inputs
             .iter()

@@ -49,7 +49,10 @@ fn a_graph_runs_and_its_layers_are_compared() {
     }
 
     let error = session.run(&BTreeMap::new()).unwrap_err().to_string();
-    assert!(error.contains("language.onnx"), "{error}");
+    assert!(
+        error.contains("language.onnx") && error.contains("expected the inputs inputs_embeds"),
+        "{error}"
+    );
     let missing = folder.path().join("missing.onnx");
     let error = GraphSession::open(&missing, Some(&library())).err().unwrap().to_string();
     assert!(error.contains("missing.onnx"), "{error}");

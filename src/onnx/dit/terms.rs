@@ -53,8 +53,7 @@ pub fn step_terms(
     let (blocks, width) = (config.diffusion.num_layers, config.input_embedding_dim);
     let times = timesteps(steps, config.num_timestep_buckets);
     let mut table = Array3::<f64>::zeros((steps, rows(config), width));
-    let embeddings = times.iter().map(|t| time_embedding(weights, *t)).collect::<Result<Vec<_>, _>>()?;
-    let activated: Vec<Array1<f64>> = embeddings.iter().map(silu).collect();
+    let activated: Vec<Array1<f64>> = time_embeddings(weights, &times)?.iter().map(silu).collect();
 
     let encoder = ActionEncoderTerms::read(weights, embodiment)?;
     for (mut rows, t) in table.axis_iter_mut(Axis(0)).zip(&times) {
@@ -66,8 +65,8 @@ pub fn step_terms(
             _ if block == blocks => (format!("{DIT}.proj_out_1"), false),
             _ => (format!("{DIT}.transformer_blocks.{block}.norm1.linear"), true),
         };
-        for (mut rows, temb) in table.axis_iter_mut(Axis(0)).zip(&activated) {
-            let pair = linear(weights, &module, temb)?;
+        let pairs = linear(weights, &module, &activated)?;
+        for (mut rows, pair) in table.axis_iter_mut(Axis(0)).zip(&pairs) {
             let (first, second) = (pair.slice(s![..width]), pair.slice(s![width..]));
             let (scale, shift) = if scale_first { (first, second) } else { (second, first) };
             rows.row_mut(1 + 2 * block).assign(&scale.mapv(|scale| 1.0 + scale));
@@ -84,18 +83,19 @@ pub(super) fn frequencies() -> Vec<f64> {
     (0..half).map(|i| f64::from(exponent(i)).exp()).collect()
 }
 
-/// The transformer's time embedding of a timestep, (width).
-fn time_embedding(weights: &Weights, timestep: i64) -> Result<Array1<f64>, OnnxError> {
-    let angles: Vec<f64> = frequencies().iter().map(|frequency| timestep as f64 * frequency).collect();
-    // Cosines first.
-    let features = angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin()));
-    let features: Array1<f64> = features.map(|value| f64::from(value as f32)).collect();
+/// The transformer's time embedding of each timestep, (width).
+fn time_embeddings(weights: &Weights, times: &[i64]) -> Result<Vec<Array1<f64>>, OnnxError> {
+    let features = |timestep: &i64| -> Array1<f64> {
+        let angles: Vec<f64> = frequencies().iter().map(|frequency| *timestep as f64 * frequency).collect();
+        // Cosines first.
+        let features = angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin()));
+        features.map(|value| f64::from(value as f32)).collect()
+    };
+    let features: Vec<Array1<f64>> = times.iter().map(features).collect();
     let embedder = format!("{DIT}.timestep_encoder.timestep_embedder");
-    linear(
-        weights,
-        &format!("{embedder}.linear_2"),
-        &silu(&linear(weights, &format!("{embedder}.linear_1"), &features)?),
-    )
+    let inner = linear(weights, &format!("{embedder}.linear_1"), &features)?;
+    let inner: Vec<Array1<f64>> = inner.iter().map(silu).collect();
+    linear(weights, &format!("{embedder}.linear_2"), &inner)
 }
 
 /// Time features of the action encoder, [sin(t·f), cos(t·f)] with f_i = exp(−i·ln(10000)/half).
