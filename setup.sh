@@ -20,8 +20,8 @@ CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 # The crate whose package carries TensorRT's headers (never built), and TensorRT's own small runtime (x86_64 and aarch64).
 TENSORRT_HEADERS=trtx-sys@0.9.1
 TENSORRT_LEAN=tensorrt-lean-cu12-libs==11.4.0.106
-TEST_PACKAGES=(cyclonedds==11.0.1 mcap==1.6.0 mcap-ros2-support==0.6.0 numpy==2.2.6 opencv-python-headless==4.11.0.86
-    pillow==12.1.1 rosbags==0.11.9
+TEST_PACKAGES=(cyclonedds==11.0.1 mcap==1.6.0 mcap-ros2-support==0.6.0 numpy==2.2.6 onnx==1.23.2 onnxruntime==1.23.2
+    opencv-python-headless==4.11.0.86 pillow==12.1.1 rosbags==0.11.9
     # The makers of LeRobot's tables and videos, and an ffmpeg program: 50, 37 and 29 MB to download. These
     # are the newest that Python 3.10 can have.
     pyarrow==25.0.1 av==17.1.0 imageio-ffmpeg==0.6.0)

@@ -9,6 +9,7 @@
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
 //! | [`evaluation`] | how far and how slow: errors, latencies, the report of a replay, gates and comparisons | nothing |
+//! | [`onnx`] | the network as ONNX graphs, written without torch | nothing |
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
 //! | [`engine`] | TensorRT engines as files: provenance, checks at load, statistics for INT8 | nothing |
 //! | `tensorrt` | building and running TensorRT engines | feature `tensorrt` |
@@ -28,6 +29,7 @@ pub mod evaluation;
 pub mod motion;
 pub mod node;
 pub mod observation;
+pub mod onnx;
 pub mod processor;
 pub mod recording;
 pub mod ros;

@@ -12,6 +12,7 @@
 //! [`Checkpoint::open`] reads them and compares every tensor's name, type and shape with the [`key_table`] that the
 //! configurations imply, before any weight is touched.
 
+mod denoising;
 mod eagle_config;
 pub mod embodiments;
 mod entries;
@@ -31,6 +32,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+pub use denoising::{BlockContext, timesteps};
 pub use eagle_config::{EagleConfig, TextConfig, VisionConfig};
 pub use error::{CheckpointError, Problem, Problems};
 pub use key_table::{Purpose, TensorSpec, key_table};

@@ -11,15 +11,11 @@ use super::{
     probe::Probe,
     tokens::TokenLayout,
 };
+pub use crate::checkpoint::timesteps;
 use crate::{checkpoint::ModelConfig, processor::guidance::Guidance};
 
 /// Epsilon of the norm over the backbone's features.
 const CONTEXT_EPS: f64 = 1e-5;
-
-/// Timestep bucket of each of `steps` denoising steps: int(s / steps · buckets), truncated as the reference does.
-pub fn timesteps(steps: usize, buckets: usize) -> Vec<i64> {
-    (0..steps).map(|s| (s as f64 / steps as f64 * buckets as f64) as i64).collect()
-}
 
 /// Everything after the backbone.
 pub struct ActionHead {
@@ -263,17 +259,5 @@ impl Pull {
         let end = velocity.f_mul_scalar(left)?.f_add(actions)?;
         let away = self.target.f_sub(&end)?.f_mul(&self.weights)?;
         Ok(end.f_add(&away)?.f_sub(actions)?.f_div_scalar(left)?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::timesteps;
-
-    #[test]
-    fn timesteps_are_truncated_as_the_reference_truncates_them() {
-        assert_eq!(timesteps(4, 1000), [0, 250, 500, 750]);
-        assert_eq!(timesteps(6, 1000), [0, 166, 333, 500, 666, 833]);
-        assert_eq!(timesteps(1, 1000), [0]);
     }
 }

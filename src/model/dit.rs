@@ -10,6 +10,8 @@ use super::{
 };
 use crate::checkpoint::ModelConfig;
 
+pub use crate::checkpoint::BlockContext;
+
 /// Epsilon of the blocks' norms.
 const BLOCK_EPS: f64 = 1e-5;
 /// Epsilon of the norm before the output projection.
@@ -179,30 +181,6 @@ struct StepConstants {
     features: Tensor,
     temb: Tensor,
     output_modulation: Tensor,
-}
-
-/// What a block reads besides its own tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BlockContext {
-    /// Cross-attention over everything that is neither image nor padding.
-    Text,
-    /// Cross-attention over the image tokens.
-    Image,
-    /// Self-attention.
-    Own,
-}
-
-impl BlockContext {
-    /// Even blocks cross-attend, text and images alternating every `every` cross blocks; odd ones self-attend.
-    pub fn of(block: usize, attend_text_every_n_blocks: usize) -> Self {
-        if block % 2 == 1 {
-            Self::Own
-        } else if block.is_multiple_of(2 * attend_text_every_n_blocks) {
-            Self::Text
-        } else {
-            Self::Image
-        }
-    }
 }
 
 /// The diffusion transformer on libtorch.

@@ -25,6 +25,8 @@ pub struct Manifest {
     pub tensors: Vec<TensorInfo>,
 }
 
+// Each test binary reads what it needs.
+#[allow(dead_code)]
 #[derive(Deserialize, Clone)]
 pub struct ObservationInfo {
     pub name: String,
@@ -54,6 +56,7 @@ impl OneOrMany {
     }
 }
 
+#[allow(dead_code)]
 #[derive(Deserialize)]
 pub struct ImageRow {
     pub raw: [u32; 2],
