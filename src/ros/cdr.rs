@@ -17,11 +17,27 @@ pub enum CdrError {
     #[error("expected an encapsulation header of 4 bytes, found {0} bytes in all")]
     NoHeader(usize),
     /// Another representation than plain CDR.
-    #[error("expected plain CDR, representation 0x0000 or 0x0001, found 0x{:02x}{:02x}", .0[0], .0[1])]
+    #[error(
+        "expected plain CDR, representation 0x0000 or 0x0001, found 0x{:02x}{:02x}, {}; let the publisher write the first \
+         version of XCDR",
+        .0[0], .0[1], representation(*.0)
+    )]
     Representation([u8; 2]),
     /// The data behind the header is not that of the message.
     #[error("the data does not fit the message: {0}")]
     Data(#[from] cdr_encoding::Error),
+}
+
+/// What a representation is called.
+fn representation(kind: [u8; 2]) -> &'static str {
+    match kind {
+        [0, 2 | 3] => "a parameter list",
+        [0, 6 | 7] => "plain CDR of XCDR2",
+        [0, 8 | 9] => "delimited CDR of XCDR2",
+        [0, 10 | 11] => "a parameter list of XCDR2",
+        [0, 4] => "XML",
+        _ => "which is none that is known",
+    }
 }
 
 /// The bytes of a message.
@@ -107,10 +123,24 @@ mod tests {
 
     #[test]
     fn a_foreign_representation_is_named() {
-        // Parameter-list CDR, and the delimited CDR of the second version.
-        for kind in [[0, 3], [0, 9]] {
+        for (kind, name) in [
+            ([0, 3], "0x0003, a parameter list;"),
+            ([0, 7], "0x0007, plain CDR of XCDR2;"),
+            ([0, 9], "0x0009, delimited CDR of XCDR2;"),
+            ([0, 11], "0x000b, a parameter list of XCDR2;"),
+            ([7, 1], "0x0701, which is none that is known;"),
+        ] {
             let error = decode::<Time>(&[kind[0], kind[1], 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]).unwrap_err();
-            assert!(error.to_string().contains(&format!("0x{:02x}{:02x}", kind[0], kind[1])), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_options_of_the_header_say_only_how_much_padding_follows() {
+        for padding in 0..4_u8 {
+            let mut bytes = vec![0, 1, 0, padding, 1, 0, 0, 0, 2, 0, 0, 0];
+            bytes.extend(vec![0; padding.into()]);
+            assert_eq!(decode::<Time>(&bytes).unwrap(), Time { sec: 1, nanosec: 2 });
         }
     }
 

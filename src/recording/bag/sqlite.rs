@@ -283,7 +283,7 @@ enum End {
     /// Nothing follows.
     Nothing,
     /// At a row that cannot be read.
-    Broken(rusqlite::Error),
+    Broken(String),
 }
 
 impl SqliteStream {
@@ -337,7 +337,7 @@ impl SqliteStream {
             "SELECT id, topic_id, timestamp, data FROM messages WHERE timestamp >= ?1 AND (timestamp > ?1 OR id > ?2) \
              AND topic_id IN ({ids}) ORDER BY timestamp, id LIMIT {BATCH}"
         );
-        let (messages, last, end) = self.query(&query, [time, row], report);
+        let (messages, last, end) = self.query(&query, [time, row], |last| last, report);
         self.last = last.or(self.last);
         self.batch.extend(messages.into_iter().map(|(_, message)| message));
         end
@@ -350,7 +350,7 @@ impl SqliteStream {
             "SELECT id, topic_id, timestamp, data FROM messages NOT INDEXED WHERE id > ?1 AND ?2 = 0 \
              AND +topic_id IN ({ids}) ORDER BY id LIMIT {BATCH}"
         );
-        let (messages, last, end) = self.query(&query, [self.row, 0], report);
+        let (messages, last, end) = self.query(&query, [self.row, 0], |(_, row)| (row, 0), report);
         if let Some((_, row)) = last {
             self.row = row;
             self.step = 1;
@@ -364,20 +364,27 @@ impl SqliteStream {
         end
     }
 
-    /// Messages of a query with their rows, time and row of the last of them, and how it ended.
+    /// Messages of a query behind the key `after`, in rising order of their keys, with their rows; time and row of the last
+    /// of them; and how it ended.
     fn query(
         &self,
         query: &str,
-        parameters: [i64; 2],
+        after: [i64; 2],
+        key: fn((i64, i64)) -> (i64, i64),
         report: &mut BagReport,
     ) -> (Vec<(i64, RawMessage)>, Option<(i64, i64)>, End) {
         let (mut messages, mut last, mut bytes, mut count) = (Vec::new(), None, 0, 0);
         let mut run = || -> rusqlite::Result<End> {
             let mut statement = self.file.connection.prepare(query)?;
-            let mut rows = statement.query(parameters)?;
+            let mut rows = statement.query(after)?;
             while let Some(row) = rows.next()? {
                 count += 1;
                 let (id, time): (i64, i64) = (row.get(0)?, row.get(2)?);
+                // A damaged tree may lead back to where we were, and for ever.
+                let before = last.map_or((after[0], after[1]), key);
+                if key((time, id)) <= before {
+                    return Ok(End::Broken(format!("row {id} of time {time} stands behind a later one")));
+                }
                 last = Some((time, id));
                 let topic: i64 = row.get(1)?;
                 let Some(channel) = self.file.topics.get(&topic) else { continue };
@@ -399,7 +406,7 @@ impl SqliteStream {
             }
             Ok(if count == BATCH { End::More } else { End::Nothing })
         };
-        let end = run().unwrap_or_else(End::Broken);
+        let end = run().unwrap_or_else(|error| End::Broken(error.to_string()));
         (messages, last, end)
     }
 }

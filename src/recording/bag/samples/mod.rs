@@ -11,7 +11,7 @@
 //!
 //! ```no_run
 //! use groot_policy::{
-//!     checkpoint::Checkpoint,
+//!     checkpoint::{Checkpoint, OpenOptions},
 //!     node::config::NodeConfig,
 //!     processor::Processor,
 //!     recording::bag::{Bag, Samples, SamplesOptions, Stride},
@@ -20,7 +20,8 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = NodeConfig::load(&["config/policy.yaml".into()], &[])?;
-//! let checkpoint = Checkpoint::open(&config.checkpoint.path)?;
+//! let options = OpenOptions { eagle_config: config.checkpoint.eagle_config.clone() };
+//! let checkpoint = Checkpoint::open(&config.checkpoint.path, &options)?;
 //! let tokenizer = config.checkpoint.tokenizer.as_deref();
 //! let processor = Processor::load(&checkpoint, tokenizer, &config.embodiment)?;
 //!
