@@ -73,12 +73,18 @@ impl Scale {
     fn linear_ticks(self, wanted: usize) -> Vec<(f64, String)> {
         let rough = (self.max - self.min) / wanted.max(1) as f64;
         let power = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|nice| nice * power).into_iter().find(|step| *step >= rough);
-        let Some(step) = step.filter(|step| step.is_finite() && *step > 0.0) else { return Vec::new() };
-        let first = (self.min / step).ceil();
-        let values = (0..=2 * wanted).map(|i| (first + i as f64) * step);
-        let values = values.take_while(|value| *value <= self.max + step * 1e-9);
-        values.map(|value| (value, linear_label(value, step))).collect()
+        // The first round step that is coarse enough, or a finer one where it leaves fewer than three ticks.
+        let nice = [1.0, 2.0, 5.0, 10.0].map(|nice| nice * power);
+        let coarse = nice.into_iter().find(|step| *step >= rough).unwrap_or(power);
+        let steps = [10.0, 5.0, 2.0, 1.0, 0.5, 0.2].map(|nice| nice * power);
+        let candidates = steps.into_iter().filter(|step| *step <= coarse && step.is_finite() && *step > 0.0);
+        let ticks = |step: f64| -> Vec<(f64, String)> {
+            let first = (self.min / step).ceil();
+            let values = (0..=2 * wanted).map(|i| (first + i as f64) * step);
+            let values = values.take_while(|value| *value <= self.max + step * 1e-9);
+            values.map(|value| (value, linear_label(value, step))).collect()
+        };
+        candidates.map(ticks).find(|ticks| ticks.len() >= 3).unwrap_or_default()
     }
 
     fn log_ticks(self, wanted: usize) -> Vec<(f64, String)> {
@@ -142,6 +148,7 @@ mod tests {
         assert_eq!(labels(Scale::exact(0.0, 10.0), 5), ["0", "2", "4", "6", "8", "10"]);
         assert_eq!(labels(Scale::exact(-0.12, 0.11), 5), ["-0.10", "-0.05", "0", "0.05", "0.10"]);
         assert_eq!(labels(Scale::exact(0.0, 2.4e-5), 3), ["0", "1e-5", "2e-5"]);
+        assert_eq!(labels(Scale::exact(-0.49, 0.49), 4), ["-0.4", "-0.2", "0", "0.2", "0.4"]);
         assert_eq!(labels(Scale::exact(995.0, 1006.0), 3), ["995", "1000", "1005"]);
     }
 
