@@ -8,6 +8,7 @@
 //! | reporter | terminal, `/diagnostics`, status |
 //! | configurer | applies changed parameters |
 
+mod arrivals;
 pub mod control;
 mod inputs;
 mod outputs;
@@ -25,6 +26,7 @@ use thiserror::Error;
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
 use self::{
+    arrivals::{Arrivals, Frames},
     control::{Control, ControlError, Moment, RefusedChunk},
     outputs::{OutputFault, Outputs},
 };
@@ -180,6 +182,7 @@ struct Shared {
     transitions: Publisher<TransitionEvent>,
     info: PolicyInfo,
     assembler: Mutex<ObservationAssembler>,
+    arrivals: Arrivals,
     control: Mutex<Control>,
     /// The newest joint message, for the measured pose.
     measured: Mutex<Option<JointState>>,
@@ -320,6 +323,7 @@ pub async fn run(
         // As `rcl` does.
         transitions: node.publisher("~/transition_event", Qos::reliable(10))?,
         assembler: Mutex::new(assembler),
+        arrivals: Arrivals::new(config.cameras.len()),
         control: Mutex::new(control),
         measured: Mutex::default(),
         outputs,
@@ -441,30 +445,49 @@ struct Planner {
     first_seed: u64,
 }
 
+/// The part of a tick's period by which it may come earlier or later, to meet new frames.
+const LEEWAY: u32 = 8;
+
 impl Planner {
     async fn run(&self) {
+        let shared = &self.shared;
         loop {
-            let config = self.shared.store.config();
-            let next = tokio::time::Instant::now() + Duration::from_secs_f64(1.0 / config.rate);
-            let due = self.shared.now().filter(|&now| {
-                lock(&self.shared.control).wants_chunk(now, config.handover.execute_horizon.is_none())
+            let config = shared.store.config();
+            let begun = Instant::now();
+            let due = shared.now().filter(|&now| {
+                lock(&shared.control).wants_chunk(now, config.handover.execute_horizon.is_none())
             });
+            // Taken before the observation, so that whatever comes meanwhile counts as new.
+            let used = shared.arrivals.frames();
             if let Some(now) = due
                 && let Some(assembled) = self.observe(now)
             {
-                let plan = lock(&self.shared.control).on_request(now, assembled.image_stamp);
+                let plan = lock(&shared.control).on_request(now, assembled.image_stamp);
                 let sequence = plan.sequence;
-                if let Err(error) = self.tick(&config, plan, assembled).await {
+                if let Err(error) = self.tick(&config, plan, assembled, used.last().unwrap_or(begun)).await {
                     let reason = error.to_string();
                     // A chunk that came too late is no fault of the engine; the watchdog sees the lateness itself.
                     if !matches!(error, TickError::Refused(_)) {
-                        lock(&self.shared.control).on_failure(sequence, &reason);
+                        lock(&shared.control).on_failure(sequence, &reason);
                     }
-                    self.shared.note_failure(&reason);
+                    shared.note_failure(&reason);
                 }
             }
-            tokio::time::sleep_until(next).await;
+            self.wait(Duration::from_secs_f64(1.0 / config.rate), begun, used).await;
         }
+    }
+
+    /// Waits for the next tick: for a period, and then for a new frame of each camera, the latter with some leeway both
+    /// ways. Ticks fall into step with the cameras by that. A tick that is late waits only for what it has not seen.
+    async fn wait(&self, period: Duration, begun: Instant, mut used: Frames) {
+        let leeway = period / LEEWAY;
+        let earliest = begun.checked_sub(leeway).unwrap_or(begun);
+        let opening = used.last().unwrap_or(begun).clamp(earliest, begun) + (period - leeway);
+        if Instant::now() < opening {
+            tokio::time::sleep_until(opening.into()).await;
+            used = self.shared.arrivals.frames();
+        }
+        self.shared.arrivals.wait_for_all(&used, opening + 2 * leeway).await;
     }
 
     /// The newest observation; None where there is none, which is noted. Frames are decoded where they block no other task;
@@ -498,6 +521,7 @@ impl Planner {
         config: &NodeConfig,
         plan: RequestPlan,
         assembled: Assembled,
+        arrived: Instant,
     ) -> Result<(), TickError> {
         let shared = &self.shared;
         let sequence = shared.chunks.load(Ordering::Relaxed);
