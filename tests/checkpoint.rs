@@ -205,7 +205,7 @@ fn an_explicit_eagle_config_wins_over_that_of_the_directory_which_wins_over_the_
     fs::write(&own, "not used").unwrap();
     let options = OpenOptions { eagle_config: Some(moved) };
     assert!(Checkpoint::open(dir.path(), &options).is_ok());
-    only_complaint(dir.path(), &["eagle_config.json: expected well-formed JSON", "line 1"]);
+    only_complaint(dir.path(), &["eagle_config.json: at ", "line 1"]);
     fs::remove_file(&own).unwrap();
     only_complaint(
         dir.path(),
@@ -262,11 +262,14 @@ fn a_configuration_that_is_not_json_or_has_wrong_values_is_refused_before_the_we
         )],
     );
     fs::write(&config, "{\"hidden_size\": ").unwrap();
-    only_complaint(dir.path(), &["config.json: expected well-formed JSON, found: EOF while parsing"]);
+    only_complaint(
+        dir.path(),
+        &["config.json: at ", "EOF while parsing"],
+    );
     fs::write(&config, "[3]").unwrap();
     only_complaint(dir.path(), &["config.json: expected a JSON object, found [3]"]);
-    fs::write(&config, vec![b' '; 9 << 20]).unwrap();
-    only_complaint(dir.path(), &["config.json: expected at most 8388608 bytes of JSON, found 9437184"]);
+    fs::write(&config, vec![b' '; 65 << 20]).unwrap();
+    only_complaint(dir.path(), &["config.json: expected at most 67108864 bytes, found 68157440"]);
 }
 
 #[test]
@@ -543,7 +546,7 @@ fn an_index_that_leads_out_of_the_directory_is_refused() {
 fn an_index_without_a_weight_map_is_refused() {
     let (dir, _, _) = sharded();
     write_json(&dir.path().join(INDEX_FILE), &json!({"metadata": {}}));
-    only_complaint(dir.path(), &[INDEX_FILE, "expected well-formed JSON", "missing field `weight_map`"]);
+    only_complaint(dir.path(), &[INDEX_FILE, "missing field `weight_map`"]);
 }
 
 #[test]

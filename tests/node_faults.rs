@@ -350,6 +350,7 @@ async fn an_engine_that_fails_or_stalls_or_gives_nan_stops_no_command_and_is_tol
     scene.follows().await;
     scene.engine(Engine::GivesNan);
     scene.holds("NaN").await;
+    scene.status("the refused chunks are counted", |status| status.dropped_not_finite > 0).await;
     scene.engine(Engine::Works);
     scene.follows().await;
     while let Some(received) = scene.trajectories.try_recv() {

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::{CheckpointError, file_name, json::read_json};
+use super::{CheckpointError, file_name, side_file::read_json};
 
 /// Colour channels of a patch.
 const NUM_CHANNELS: usize = 3;

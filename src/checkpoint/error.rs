@@ -33,28 +33,12 @@ pub enum CheckpointError {
     #[error("{path}: cannot be read: {source}", path = path.display())]
     Read { path: PathBuf, source: std::io::Error },
 
-    /// A text file is larger than any file of its kind can reasonably be.
-    #[error("{path}: expected at most {limit} bytes of JSON, found {found}", path = path.display())]
-    TooLarge { path: PathBuf, limit: u64, found: u64 },
-
-    /// A small text stands where git-LFS would have put the file itself.
-    #[error(
-        "{path}: expected the file itself, found a git-LFS pointer to it; run `git lfs pull` in the checkpoint's \
-         repository",
-        path = path.display()
-    )]
-    LfsPointer { path: PathBuf },
-
-    /// A file does not hold JSON, or not of the structure that it must have.
-    #[error("{path}: expected well-formed JSON, found: {source}", path = path.display())]
-    Json { path: PathBuf, source: serde_json::Error },
-
     /// Files of the directory are damaged, contradict each other, or ask for a variant of the network that is not built
     /// here. Everything of one kind (one configuration file; all weights) is reported together.
     #[error("{dir}: {problems}", dir = dir.display())]
     Invalid { dir: PathBuf, problems: Problems },
 
-    /// A side file of the processor is absent, damaged or senseless.
+    /// A file beside the weights (a configuration, statistics, an index) is absent, damaged or senseless.
     #[error(transparent)]
     SideFile(#[from] SideFileError),
 

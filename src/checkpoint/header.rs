@@ -11,9 +11,10 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde_json::Value;
 
+use super::entries::Entries;
 use super::error::{Problem, quote};
-use super::json::{Entries, is_lfs_pointer};
 use super::shape_text;
+use super::side_file::is_lfs_pointer;
 
 /// Bytes of the length field.
 const LENGTH_BYTES: usize = 8;

@@ -14,10 +14,10 @@
 
 mod eagle_config;
 pub mod embodiments;
+mod entries;
 mod error;
 mod fields;
 mod header;
-mod json;
 mod key_table;
 mod model_config;
 pub mod processor_config;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::fields::Fields;
-use super::{CheckpointError, EagleConfig, file_name, json::read_json};
+use super::{CheckpointError, EagleConfig, file_name, side_file::read_json};
 
 /// The parts of `config.json` that rule inference, named as there.
 ///

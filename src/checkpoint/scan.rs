@@ -9,9 +9,10 @@ use memmap2::{Mmap, MmapOptions};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::entries::Entries;
 use super::error::{Problem, quote};
 use super::header::{Header, read_header};
-use super::json::{Entries, read_json};
+use super::side_file::read_json;
 use super::weights::{MappedFile, Stored, WeightKind, Weights};
 use super::{CheckpointError, listing};
 

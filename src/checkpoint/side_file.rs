@@ -1,7 +1,6 @@
 //! Reading the small files that lie beside the weights: configurations, statistics, vocabulary.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -20,8 +19,13 @@ pub enum SideFileError {
         source: std::io::Error,
     },
     /// The file is far larger than any real one.
-    #[error("{path}: expected at most {limit} bytes, found more; this is no file of the model")]
-    TooLarge { path: PathBuf, limit: u64 },
+    #[error("{path}: expected at most {limit} bytes, found {found}; this is no file of the model")]
+    TooLarge { path: PathBuf, limit: u64, found: u64 },
+    /// A small text stands where git-LFS would have put the file itself.
+    #[error(
+        "{path}: expected the file itself, found a git-LFS pointer to it; run `git lfs pull` in the checkpoint's repository"
+    )]
+    LfsPointer { path: PathBuf },
     /// The file is no JSON, or a value has the wrong type. `message` says what was expected and found.
     #[error("{path}: at {at}: {message}")]
     Json { path: PathBuf, at: String, message: String },
@@ -41,15 +45,36 @@ impl SideFileError {
     }
 }
 
+/// Whether these are the first bytes of a git-LFS pointer instead of a file's own.
+pub(super) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs")
+}
+
 /// Reads a whole side file, refusing one that is too large before it is in memory.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SideFileError> {
     let failed = |source| SideFileError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(SideFileError::TooLarge { path: path.to_owned(), limit: MAX_BYTES });
+    // The kind of file is asked before it is opened: opening a pipe would wait for its other end.
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(SideFileError::TooLarge {
+            path: path.to_owned(),
+            limit: MAX_BYTES,
+            found: metadata.len(),
+        });
+    }
+    let bytes = fs::read(path).map_err(failed)?;
+    if is_lfs_pointer(&bytes) {
+        return Err(SideFileError::LfsPointer { path: path.to_owned() });
     }
     Ok(bytes)
+}
+
+/// Reads and parses a JSON file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, SideFileError> {
+    parse(path, &read(path)?)
 }
 
 /// Parses JSON; an error carries the path inside the document.

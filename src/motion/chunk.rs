@@ -122,8 +122,9 @@ impl Layout {
 
 /// A prediction: row i is the pose to be reached at `start` + (i + 1) · `step_time`.
 ///
-/// `start` is the observation's stamp. The first action is commanded then and its effect is seen one step later, as in
-/// [`TrajectoryBuilder::time_from_start`](crate::node::trajectory::TrajectoryBuilder::time_from_start).
+/// `start` is the observation's stamp. In the training data, the first action of a chunk is the command given at the moment
+/// of the observation, and its effect is seen one step later. That also fulfils what `joint_trajectory_controller` asks of a
+/// trajectory: times that rise strictly and start above zero.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MotionChunk {
     start: Stamp,

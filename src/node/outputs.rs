@@ -10,9 +10,9 @@
 //! Humble to Rolling, refuses a trajectory without points or without joint names with an error in its log, and goes on
 //! with the one it has. What does stop it is a trajectory of one point, the pose it is at: it replaces the old one as a whole.
 //!
-//! A chunk passes [`TrajectoryBuilder::joint_trajectory`](super::trajectory::TrajectoryBuilder::joint_trajectory), then
-//! [`upcoming`], then [`Limiter::apply_trajectory`](crate::safety::limits::Limiter::apply_trajectory), in this order: points
-//! that have passed must not count as the way to the next one.
+//! The plan's points pass [`upcoming`], then [`Limiter::apply_trajectory`](crate::safety::limits::Limiter::apply_trajectory),
+//! in this order: points that have passed must not count as the way to the next one. The trajectory's header has the
+//! observation's stamp. It has positions only: the policy makes no velocities, and the controller then interpolates linearly.
 
 use std::str::FromStr;
 use std::time::Duration;

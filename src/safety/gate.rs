@@ -207,56 +207,7 @@ impl Gate {
         self.stops
     }
 
-    /// What may be asked for now: transition, its id, its goal.
-    pub fn available(&self) -> impl Iterator<Item = (Transition, u8, State)> {
-        let state = self.state;
-        Transition::ALL.into_iter().filter_map(move |transition| {
-            transition.from_state(state).map(|(id, goal)| (transition, id, goal))
-        })
-    }
-
-    /// `lifecycle_msgs/ChangeState`. As in `rclcpp`, a label that is not empty wins over the id.
-    ///
-    /// `blockers` are reasons against configuring and activating, e.g. a policy that is still loading.
-    pub fn change_state(&mut self, id: u8, label: &str, blockers: &[String]) -> Outcome {
-        let wanted = |(transition, known, _): &(Transition, u8, State)| {
-            if label.is_empty() { *known == id } else { transition.label() == label }
-        };
-        let found = self.available().find(wanted);
-        match found {
-            Some((transition, ..)) => self.request(transition, blockers),
-            None => {
-                let known: Vec<String> = self
-                    .available()
-                    .map(|(transition, id, _)| format!("{} ({id})", transition.label()))
-                    .collect();
-                let known = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
-                let found = if label.is_empty() { id.to_string() } else { format!("{label:.40?}") };
-                Outcome::refused(format!(
-                    "expected a transition from the state {}: {known}; found {found}",
-                    self.state
-                ))
-            }
-        }
-    }
-
-    /// `~/activate`: what is active already stays so.
-    pub fn activate(&mut self, blockers: &[String]) -> Outcome {
-        match self.state {
-            State::Active => Outcome::done(format!("already active{}", self.aside())),
-            _ => self.request(Transition::Activate, blockers),
-        }
-    }
-
-    /// `~/deactivate`: what is not active stays so.
-    pub fn deactivate(&mut self) -> Outcome {
-        match self.state {
-            State::Active => self.request(Transition::Deactivate, &[]),
-            state => Outcome::done(format!("already {state}")),
-        }
-    }
-
-    /// Makes a transition; see [`Gate::change_state`] for `blockers`.
+    /// Makes a transition. `blockers` are reasons against configuring and activating, e.g. limits that are missing.
     pub fn request(&mut self, transition: Transition, blockers: &[String]) -> Outcome {
         let Some((id, to)) = transition.from_state(self.state) else {
             let hint = match (transition, self.state) {
@@ -331,7 +282,7 @@ mod tests {
     fn active(dry_run: bool) -> Gate {
         let mut gate = Gate::new(dry_run);
         assert!(gate.request(Transition::Configure, &[]).success);
-        assert!(gate.activate(&[]).success);
+        assert!(gate.request(Transition::Activate, &[]).success);
         gate
     }
 
@@ -341,9 +292,9 @@ mod tests {
         assert_eq!((gate.may_command(), gate.route()), (false, Route::Nowhere));
         gate.request(Transition::Configure, &[]);
         assert_eq!((gate.may_command(), gate.route()), (false, Route::Nowhere));
-        gate.activate(&[]);
+        gate.request(Transition::Activate, &[]);
         assert_eq!((gate.may_command(), gate.route()), (true, Route::Robot));
-        gate.deactivate();
+        gate.request(Transition::Deactivate, &[]);
         assert_eq!((gate.may_command(), gate.route()), (false, Route::Nowhere));
         assert_eq!((active(true).may_command(), active(true).route()), (false, Route::DryRun));
     }
@@ -354,8 +305,10 @@ mod tests {
         assert_eq!(states, [(1, "unconfigured"), (2, "inactive"), (3, "active"), (4, "finalized")]);
         let mut found = Vec::new();
         for state in State::ALL {
-            let gate = Gate { state, ..Gate::new(true) };
-            found.extend(gate.available().map(|(t, id, goal)| (state.label(), id, t.label(), goal.label())));
+            found.extend(Transition::ALL.into_iter().filter_map(|transition| {
+                let (id, goal) = transition.from_state(state)?;
+                Some((state.label(), id, transition.label(), goal.label()))
+            }));
         }
         assert_eq!(
             found,
@@ -372,54 +325,18 @@ mod tests {
     }
 
     #[test]
-    fn a_transition_is_asked_for_by_id_or_by_label_and_the_label_wins() {
-        let mut gate = Gate::new(true);
-        let configured = gate.change_state(1, "", &[]);
-        let change = StateChange {
-            transition: Transition::Configure,
-            id: 1,
-            from: State::Unconfigured,
-            to: State::Inactive,
-        };
-        assert_eq!((configured.success, configured.change), (true, Some(change)));
-        assert!(gate.change_state(2, "activate", &[]).success);
-        assert_eq!(gate.state(), State::Active);
-        let refused = gate.change_state(5, "", &[]);
-        assert!(!refused.success);
-        assert_eq!(
-            refused.message,
-            "expected a transition from the state active: deactivate (4), shutdown (7); found 5"
-        );
-        assert!(gate.change_state(0, "shutdown", &[]).success);
-        assert!(gate.change_state(1, "", &[]).message.contains("finalized: nothing"));
-        assert_eq!(gate.state(), State::Finalized);
-    }
-
-    #[test]
     fn activation_tells_why_it_is_refused() {
         let mut gate = Gate::new(false);
         assert_eq!(
-            gate.activate(&[]).message,
+            gate.request(Transition::Activate, &[]).message,
             "cannot activate while unconfigured; the policy is not loaded"
         );
         gate.request(Transition::Configure, &[]);
-        let refused = gate.activate(&["no position limits for elbow".into(), "no frames yet".into()]);
+        let refused = gate
+            .request(Transition::Activate, &["no position limits for elbow".into(), "no frames yet".into()]);
         assert!(!refused.success);
         assert_eq!(refused.message, "cannot activate: no position limits for elbow; no frames yet");
         assert_eq!(gate.state(), State::Inactive);
-    }
-
-    #[test]
-    fn asking_twice_is_no_fault() {
-        let mut gate = active(true);
-        let again = gate.activate(&["ignored".into()]);
-        assert_eq!(
-            (again.success, again.message.as_str()),
-            (true, "already active, in dry run: the robot is not commanded")
-        );
-        assert!(gate.deactivate().success);
-        let again = gate.deactivate();
-        assert_eq!((again.success, again.message.as_str()), (true, "already inactive"));
     }
 
     #[test]
@@ -432,10 +349,10 @@ mod tests {
         assert_eq!(gate.reset().message, "the e-stop is still pressed: its last message is true");
         assert_eq!(gate.on_estop(false), None);
         assert!(gate.estop(), "false does not release");
-        assert!(!gate.activate(&[]).success);
+        assert!(!gate.request(Transition::Activate, &[]).success);
         assert!(gate.reset().success);
         assert!(!gate.estop() && !gate.may_command(), "a reset does not move the robot");
-        assert!(gate.activate(&[]).success && gate.may_command());
+        assert!(gate.request(Transition::Activate, &[]).success && gate.may_command());
         assert_eq!(gate.stops(), 1);
     }
 
@@ -444,7 +361,7 @@ mod tests {
         let mut gate = Gate::new(false);
         gate.on_estop(true);
         gate.request(Transition::Configure, &[]);
-        assert!(!gate.change_state(3, "", &[]).success);
+        assert!(!gate.request(Transition::Activate, &[]).success);
         assert_eq!(gate.state(), State::Inactive);
         assert!(!gate.reset().success);
     }
@@ -454,31 +371,27 @@ mod tests {
         let mut gate = active(true);
         let refused = gate.set_dry_run(false);
         assert!(!refused.success && gate.dry_run(), "{}", refused.message);
-        gate.deactivate();
+        gate.request(Transition::Deactivate, &[]);
         assert!(gate.set_dry_run(false).success);
-        gate.activate(&[]);
+        gate.request(Transition::Activate, &[]);
         assert!(gate.may_command());
         assert!(gate.set_dry_run(true).success && !gate.may_command());
     }
 
     #[derive(Debug, Clone)]
     enum Event {
-        Ask(u8),
+        Ask(Transition),
         EStop(bool),
         Reset,
         DryRun(bool),
-        Activate,
-        Deactivate,
     }
 
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
-            (0u8..10).prop_map(Event::Ask),
+            prop::sample::select(&Transition::ALL[..]).prop_map(Event::Ask),
             any::<bool>().prop_map(Event::EStop),
             Just(Event::Reset),
             any::<bool>().prop_map(Event::DryRun),
-            Just(Event::Activate),
-            Just(Event::Deactivate),
         ]
     }
 
@@ -491,14 +404,12 @@ mod tests {
             let mut pressed = false;
             for event in events {
                 let before = gate.may_command();
-                let activating = matches!(event, Event::Activate | Event::Ask(3));
+                let activating = matches!(event, Event::Ask(Transition::Activate));
                 match event {
-                    Event::Ask(id) => { gate.change_state(id, "", &[]); }
+                    Event::Ask(transition) => { gate.request(transition, &[]); }
                     Event::EStop(now) => { pressed = now; gate.on_estop(now); }
                     Event::Reset => { gate.reset(); }
                     Event::DryRun(on) => { gate.set_dry_run(on); }
-                    Event::Activate => { gate.activate(&[]); }
-                    Event::Deactivate => { gate.deactivate(); }
                 }
                 prop_assert!(!gate.may_command() || before || activating);
                 prop_assert!(!(gate.may_command() && (pressed || gate.estop() || gate.dry_run())));

@@ -334,7 +334,8 @@ impl Limiter {
         Ok(report)
     }
 
-    /// Leads a trajectory within the limits, each point by the one before it, the first one by `start`.
+    /// Leads a trajectory within the limits, each point by the one before it, the first one by `start`. What it clips is
+    /// reported but not counted: the commands sampled from the same plan are.
     ///
     /// A first point that lies before `start.time` may not move at all where the velocity is limited: leave points that
     /// have passed out first.
@@ -342,7 +343,7 @@ impl Limiter {
     /// # Errors
     /// As for [`Limiter::apply`]; other joints than the limiter's, or the same in another order.
     pub fn apply_trajectory(
-        &mut self,
+        &self,
         start: Option<Start<'_>>,
         trajectory: &mut JointTrajectory,
     ) -> Result<ClipReport, CommandError> {
@@ -368,7 +369,6 @@ impl Limiter {
             self.clip(before, &mut point.positions, &mut report);
             previous = Some((&point.positions, time));
         }
-        self.count(&report);
         Ok(report)
     }
 

@@ -13,7 +13,7 @@
 //! | Late message | Sorted in by its stamp. |
 //! | Stamp that was there already | Dropped. |
 //! | Stamp far behind | The clock was set back (a simulation restarted): the input's older samples are forgotten. |
-//! | Decoding | Only of frames that are used, once each, and outside of the assembler's lock with [`Selection::decode`]. A frame that cannot be decoded is as if it had never come. |
+//! | Decoding | Only of frames that are used, compressed ones once each, and outside of the assembler's lock with [`Selection::decode`]. A frame that cannot be decoded is as if it had never come. |
 //!
 //! Nothing here reads a clock: every time is passed in. Nothing here waits.
 
@@ -102,16 +102,20 @@ impl AssemblerConfig {
     }
 }
 
-/// A camera frame, decoded when it is first needed.
+/// A camera frame, decoded when it is needed.
 #[derive(Debug)]
 struct Frame {
     message: CameraMessage,
+    /// Of a compressed frame. A raw one is decoded by copying it, which a picture that is kept would need as well.
     decoded: OnceLock<Result<RgbImage, ImageError>>,
 }
 
 impl Frame {
-    fn image(&self) -> Result<&RgbImage, ImageError> {
-        self.decoded.get_or_init(|| self.message.decode()).as_ref().map_err(Clone::clone)
+    fn image(&self) -> Result<RgbImage, ImageError> {
+        match self.message {
+            CameraMessage::Raw(_) => self.message.decode(),
+            CameraMessage::Compressed(_) => self.decoded.get_or_init(|| self.message.decode()).clone(),
+        }
     }
 }
 
@@ -208,8 +212,8 @@ pub struct Assembled {
 }
 
 impl Selection {
-    /// Decodes the frames, some milliseconds each for large JPEGs: call it where it blocks nobody. What was decoded before
-    /// is not decoded again.
+    /// Decodes the frames, some milliseconds each for large JPEGs: call it where it blocks nobody. A compressed frame
+    /// that was decoded before is not decoded again.
     ///
     /// # Errors
     /// The first frame that cannot be decoded; hand it to [`ObservationAssembler::discard`] and select again.
@@ -220,7 +224,7 @@ impl Selection {
                 .iter()
                 .map(|(stamp, frame)| {
                     let failure = |error| DecodeFailure { camera: camera.clone(), stamp: *stamp, error };
-                    frame.image().cloned().map_err(failure)
+                    frame.image().map_err(failure)
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             video.insert(camera, images);
@@ -375,6 +379,18 @@ impl ObservationAssembler {
         let cameras =
             self.cameras.iter().map(|(key, channel)| channel.report(Input::Camera(key.clone()), now));
         cameras.chain([self.joints.report(Input::JointStates, now)]).collect()
+    }
+
+    /// Ages of the cameras' newest frames, the oldest of them, and of the newest joint sample; None where something never
+    /// came. Quick, for the command loop.
+    pub fn ages(&self, now: Stamp) -> (Option<Duration>, Option<Duration>) {
+        let newest = |channel: &Channel<_>| channel.ring.newest().map(|newest| newest.age(now));
+        // None is the least of all options, so a camera that never sent must end the search.
+        let cameras = self
+            .cameras
+            .values()
+            .try_fold(Duration::ZERO, |oldest, channel| newest(channel).map(|age| oldest.max(age)));
+        (cameras, self.joints.ring.newest().map(|newest| newest.age(now)))
     }
 
     fn find(&self, now: Stamp) -> Result<Selection, NotReady> {

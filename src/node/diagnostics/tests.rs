@@ -17,7 +17,7 @@ fn input(input: Input, age: Option<u64>, received: u64) -> InputSnapshot {
 fn gate(dry_run: bool) -> Gate {
     let mut gate = Gate::new(dry_run);
     gate.request(Transition::Configure, &[]);
-    gate.activate(&[]);
+    gate.request(Transition::Activate, &[]);
     gate
 }
 
@@ -200,7 +200,7 @@ fn a_rate_below_four_fifths_and_late_chunks_are_warnings() {
     now.rate = 4.0;
     assert_eq!(part("inference", &now).0, DiagnosticStatus::OK);
     now.rate = 0.0;
-    now.gate.deactivate();
+    now.gate.request(Transition::Deactivate, &[]);
     assert_eq!(part("inference", &now).0, DiagnosticStatus::OK, "an inactive node need not make chunks");
 }
 

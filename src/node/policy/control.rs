@@ -340,9 +340,8 @@ impl Control {
         let Some(mut trajectory) = outputs::upcoming(self.trajectory(observation, &times), now) else {
             return Ok((moment, None));
         };
-        // The commands count what they clip; the same plan is not to be counted twice.
         let start = Start { pose: &command.pose, time: now };
-        self.limiter.clone().apply_trajectory(Some(start), &mut trajectory)?;
+        self.limiter.apply_trajectory(Some(start), &mut trajectory)?;
         Ok((moment, Some(trajectory)))
     }
 

@@ -32,6 +32,7 @@ use self::{
 };
 use super::{
     assembly::{Assembled, AssemblerConfig, Input, ObservationAssembler},
+    chunk_message::{ChunkBuilder, ChunkInfo},
     config::{CheckpointKeys, ConfigError, Device, NodeConfig},
     diagnostics::LatencyWindow,
     lifecycle_services::{self, Lifecycle},
@@ -39,7 +40,6 @@ use super::{
     parameter_server::ParameterServer,
     parameter_store::ParameterStore,
     status::StatusWindow,
-    trajectory::{ChunkInfo, TrajectoryBuilder, TrajectoryError},
     transition_events::transition_events,
 };
 use crate::{
@@ -96,8 +96,6 @@ pub enum NodeError {
 enum TickError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    #[error(transparent)]
-    Trajectory(#[from] TrajectoryError),
     #[error(transparent)]
     Refused(#[from] RefusedChunk),
     #[error("the chunk cannot be published: {0}")]
@@ -234,13 +232,9 @@ impl Shared {
             .collect()
     }
 
-    /// Ages of the newest usable camera set and joint sample.
+    /// See [`ObservationAssembler::ages`].
     fn ages(&self, now: Stamp) -> (Option<Duration>, Option<Duration>) {
-        let reports = lock(&self.assembler).report(now);
-        let (joints, cameras): (Vec<_>, Vec<_>) =
-            reports.into_iter().partition(|report| report.input == Input::JointStates);
-        let ages: Option<Vec<Duration>> = cameras.into_iter().map(|camera| camera.age).collect();
-        (ages.and_then(|ages| ages.into_iter().max()), joints.first().and_then(|joints| joints.age))
+        lock(&self.assembler).ages(now)
     }
 
     /// Publishes what a moment brought. Commands never wait for anything.
@@ -350,7 +344,7 @@ pub async fn run(
         tracing::info!("waiting for ~/activate");
     }
     let planner = Planner {
-        builder: TrajectoryBuilder::new(&config, shared.info.keys.action.iter().map(|(key, _)| key.as_str())),
+        builder: ChunkBuilder::new(&config, shared.info.keys.action.iter().map(|(key, _)| key.as_str())),
         shared: shared.clone(),
         policy,
         first_seed: config.noise_seed.unwrap_or_else(entropy_seed),
@@ -441,7 +435,7 @@ async fn command(shared: Arc<Shared>, rate: f64) {
 struct Planner {
     shared: Arc<Shared>,
     policy: PolicyThread<PolicyInfo>,
-    builder: TrajectoryBuilder,
+    builder: ChunkBuilder,
     first_seed: u64,
 }
 
@@ -477,17 +471,23 @@ impl Planner {
         }
     }
 
-    /// Waits for the next tick: for a period, and then for a new frame of each camera, the latter with some leeway both
-    /// ways. Ticks fall into step with the cameras by that. A tick that is late waits only for what it has not seen.
-    async fn wait(&self, period: Duration, begun: Instant, mut used: Frames) {
+    /// Waits for the next tick: for a period, with some leeway both ways to meet the next frame of each camera, so that ticks
+    /// fall into step with the cameras. Where no such frames have come since the last tick, another half of a period.
+    async fn wait(&self, period: Duration, begun: Instant, used: Frames) {
+        let arrivals = &self.shared.arrivals;
         let leeway = period / LEEWAY;
         let earliest = begun.checked_sub(leeway).unwrap_or(begun);
         let opening = used.last().unwrap_or(begun).clamp(earliest, begun) + (period - leeway);
+        let end = opening + 2 * leeway;
+        // A tick that took so long that the next one is late waits only for what it has not seen.
         if Instant::now() < opening {
             tokio::time::sleep_until(opening.into()).await;
-            used = self.shared.arrivals.frames();
+            let frames = arrivals.frames();
+            if frames.expected().is_some_and(|next| next <= end) {
+                arrivals.wait_for_all(&frames, end).await;
+            }
         }
-        self.shared.arrivals.wait_for_all(&used, opening + 2 * leeway).await;
+        arrivals.wait_for_all(&used, opening + period / 2).await;
     }
 
     /// The newest observation; None where there is none, which is noted. Frames are decoded where they block no other task;
@@ -516,6 +516,7 @@ impl Planner {
         }
     }
 
+    /// Asks for the prediction that belongs to an observation, whose last frame came at `arrived`, and has it followed.
     async fn tick(
         &self,
         config: &NodeConfig,
@@ -535,20 +536,9 @@ impl Planner {
         let prediction = self.policy.predict(request).await?;
         let now = shared.now().unwrap_or(assembled.image_stamp);
         let stages = prediction.timing.stages();
-        let chunk = self.builder.action_chunk(
-            &prediction.actions,
-            ChunkInfo {
-                published: now,
-                image_stamp: assembled.image_stamp,
-                state_stamp: assembled.state_stamp,
-                sequence,
-                noise_seed: seed,
-                instruction,
-                timing: stages.iter().map(|(stage, time)| ((*stage).to_owned(), *time)).collect(),
-            },
-        )?;
         let (observation_age, joint_age) = shared.ages(now);
         let inputs = watchdog::Inputs { observation_age, joint_age, ..watchdog::Inputs::default() };
+        let overhead;
         {
             let mut control = lock(&shared.control);
             let measured = shared.measured(control.joints());
@@ -560,11 +550,23 @@ impl Planner {
             if let Some(trajectory) = trajectory {
                 shared.outputs.trajectory(route, trajectory)?;
             }
-            shared.outputs.chunk(route, chunk)?;
+            // All but the prediction itself, up to here: the last input's way from the network, waiting for the tick's turn,
+            // decoding, hand-over between threads, hand-over to the plan, limits, commands.
+            overhead = ("overhead", arrived.elapsed().saturating_sub(prediction.timing.total));
+            let info = ChunkInfo {
+                published: now,
+                image_stamp: assembled.image_stamp,
+                state_stamp: assembled.state_stamp,
+                sequence,
+                noise_seed: seed,
+                instruction,
+                timing: stages.iter().chain([&overhead]).map(|(stage, time)| ((*stage).to_owned(), *time)).collect(),
+            };
+            shared.outputs.chunk(route, self.builder.action_chunk(&prediction.actions, info))?;
         }
         shared.chunks.store(sequence + 1, Ordering::Relaxed);
         *lock(&shared.last_error) = None;
-        lock(&shared.latency).record(stages);
+        lock(&shared.latency).record(stages.into_iter().chain([overhead]));
         lock(&shared.window).predicted(stages);
         Ok(())
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 
@@ -50,13 +49,9 @@ struct AddedTokenEntry {
     special: bool,
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, SideFileError> {
-    side_file::parse(path, &side_file::read(path)?)
-}
-
 /// Token → id. The ids must be 0, 1, 2, … without gaps, because the added tokens follow them.
 fn read_vocab(path: &Path) -> Result<Vocab, SideFileError> {
-    let vocab: Vocab = read_json::<BTreeMap<String, u32>>(path)?.into_iter().collect();
+    let vocab: Vocab = side_file::read_json::<BTreeMap<String, u32>>(path)?.into_iter().collect();
     if vocab.is_empty() {
         return Err(SideFileError::invalid(path, "the vocabulary", "at least one token", "none"));
     }
@@ -120,7 +115,7 @@ fn read_added(folder: &Path) -> Result<(BTreeMap<u32, AddedToken>, PathBuf), Sid
     let config = if config_path.exists() { read_config(&config_path)? } else { None };
     let plain = match &config {
         Some(_) if !plain_path.exists() => None,
-        _ => Some(read_json::<BTreeMap<String, u32>>(&plain_path)?),
+        _ => Some(side_file::read_json::<BTreeMap<String, u32>>(&plain_path)?),
     };
     match (config, plain) {
         (Some(tokens), None) => Ok((tokens, config_path)),
@@ -152,7 +147,7 @@ fn read_added(folder: &Path) -> Result<(BTreeMap<u32, AddedToken>, PathBuf), Sid
 }
 
 fn read_config(path: &Path) -> Result<Option<BTreeMap<u32, AddedToken>>, SideFileError> {
-    let config: TokenizerConfig = read_json(path)?;
+    let config: TokenizerConfig = side_file::read_json(path)?;
     let Some(entries) = config.added_tokens_decoder else { return Ok(None) };
     let tokens = entries
         .into_iter()

@@ -108,7 +108,7 @@ fn trajectory(stamp: i64, points: &[(u32, [f64; 2])]) -> JointTrajectory {
 #[test]
 fn a_trajectory_is_limited_point_by_point_from_where_the_robot_is() {
     let wide = JointLimits::default();
-    let mut limiter = limiter(&[
+    let limiter = limiter(&[
         ("elbow", JointLimits { velocity: Some(1.0), ..wide }),
         ("wrist", JointLimits { upper: Some(0.5), ..wide }),
     ]);
@@ -122,12 +122,13 @@ fn a_trajectory_is_limited_point_by_point_from_where_the_robot_is() {
     }
     assert_eq!(report.joints[0], ClipCounts { velocity: 2, ..ClipCounts::default() });
     assert_eq!(report.joints[1], ClipCounts { position: 2, ..ClipCounts::default() });
+    // The commands sampled from it are counted.
+    assert!(limiter.counts().all(|(_, counts)| counts.total() == 0));
 }
 
 #[test]
 fn one_point_that_is_not_finite_drops_the_trajectory_untouched() {
-    let mut limiter =
-        limiter(&[("elbow", limits(-1.0, 1.0, 1.0, 1.0)), ("wrist", limits(-1.0, 1.0, 1.0, 1.0))]);
+    let limiter = limiter(&[("elbow", limits(-1.0, 1.0, 1.0, 1.0)), ("wrist", limits(-1.0, 1.0, 1.0, 1.0))]);
     let mut given = trajectory(0, &[(100, [5.0, 0.0]), (200, [0.0, f64::NAN])]);
     let start = Start { pose: &[0.0, 0.0], time: Stamp(0) };
     let error = limiter.apply_trajectory(Some(start), &mut given).unwrap_err();
@@ -138,7 +139,7 @@ fn one_point_that_is_not_finite_drops_the_trajectory_untouched() {
 
 #[test]
 fn a_trajectory_of_another_shape_is_refused() {
-    let mut limiter = limiter(&[("elbow", JointLimits::default()), ("wrist", JointLimits::default())]);
+    let limiter = limiter(&[("elbow", JointLimits::default()), ("wrist", JointLimits::default())]);
     let mut swapped = trajectory(0, &[]);
     swapped.joint_names.reverse();
     let error = limiter.apply_trajectory(None, &mut swapped).unwrap_err();
@@ -308,7 +309,7 @@ proptest! {
         rows in prop::collection::vec((1u32..50, position(), position()), 0..20),
         elbow in any_limits(), wrist in any_limits(),
     ) {
-        let mut limiter = limiter(&[("elbow", elbow), ("wrist", wrist)]);
+        let limiter = limiter(&[("elbow", elbow), ("wrist", wrist)]);
         let mut time = 0;
         let points: Vec<_> = rows.iter().map(|(wait, a, b)| { time += wait; (time, [*a, *b]) }).collect();
         let mut given = trajectory(0, &points);
