@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use groot_policy::{
+    memory,
     model::{
         policy::{Prediction, Timing},
         thread::Predict,
@@ -48,6 +49,8 @@ const SETTLED: Duration = Duration::from_secs(10);
 const DOMAIN: u16 = 97;
 
 fn main() -> Result<()> {
+    // As the node's program does.
+    memory::keep_for_frames();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -165,7 +168,8 @@ fn header() -> Header {
 }
 
 async fn send_frames(cameras: &[Publisher<Image>], sent: &mut u64) -> Result<()> {
-    let pixels: Vec<u8> = (0..3 * WIDTH * HEIGHT).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let pixels: Vec<u8> =
+        (0..3 * WIDTH * HEIGHT).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut ticker = ticker(CAMERA_RATE);
     loop {
         ticker.tick().await;
@@ -269,7 +273,8 @@ async fn measure(length: Duration) -> Result<()> {
         let next = tokio::time::timeout(limit, chunks.recv()).await.context("chunks stopped coming")?;
         let received = next.context("the observer has ended")?;
         let chunk = received.message;
-        let stage = |name: &str| chunk.timing.iter().find(|timing| timing.stage == name).map(|t| t.milliseconds);
+        let stage =
+            |name: &str| chunk.timing.iter().find(|timing| timing.stage == name).map(|t| t.milliseconds);
         let (overhead, total) = stage("overhead").zip(stage("total")).context("a chunk without timing")?;
         overheads.push(overhead);
         let way = received.time.nanoseconds() - chunk.observation_stamp.nanoseconds();
@@ -290,19 +295,30 @@ async fn measure(length: Duration) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let status = status.try_recv().context("no status")?.message;
 
-    println!("\n{:.0} s, {} ticks ({:.1} Hz)", elapsed.as_secs_f64(), overheads.len(), overheads.len() as f64 / elapsed.as_secs_f64());
+    println!(
+        "\n{:.0} s, {} ticks ({:.1} Hz)",
+        elapsed.as_secs_f64(),
+        overheads.len(),
+        overheads.len() as f64 / elapsed.as_secs_f64()
+    );
     if let Some(limit) = kernel_receive_buffer_limit() {
         println!("kernel's limit of receive buffers: {limit} bytes");
     }
     println!("{:48} {:>8} {:>8} {:>8}", "ms", "p50", "p99", "max");
     row("overhead: last frame's arrival to publication", overheads);
     row("sending of the frame to arrival of the chunk", ways);
-    println!("\nmemory of the node: {memory:.1} MiB at the end{}", early.map_or(String::new(), |early| format!(", {early:.1} MiB after 10 s")));
+    println!(
+        "\nmemory of the node: {memory:.1} MiB at the end{}",
+        early.map_or(String::new(), |early| format!(", {early:.1} MiB after 10 s"))
+    );
     println!("processor: {:.0} % of one core", 100.0 * busy.as_secs_f64() / elapsed.as_secs_f64());
     println!("\n{:16} {:>8} {:>8} {:>8} {:>8}", "input", "sent", "used", "passed", "lost");
     for input in &status.inputs {
         let sent = sent[usize::from(input.name == "joint states")];
-        println!("{:16} {sent:>8} {:>8} {:>8} {:>8}", input.name, input.received, input.overwritten, input.lost);
+        println!(
+            "{:16} {sent:>8} {:>8} {:>8} {:>8}",
+            input.name, input.received, input.overwritten, input.lost
+        );
     }
     drop((robot, node));
     observer.shutdown().await;

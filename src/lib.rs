@@ -19,6 +19,7 @@
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
 pub mod checkpoint;
+pub mod memory;
 pub mod motion;
 pub mod node;
 pub mod observation;

@@ -262,10 +262,7 @@ fn a_configuration_that_is_not_json_or_has_wrong_values_is_refused_before_the_we
         )],
     );
     fs::write(&config, "{\"hidden_size\": ").unwrap();
-    only_complaint(
-        dir.path(),
-        &["config.json: at ", "EOF while parsing"],
-    );
+    only_complaint(dir.path(), &["config.json: at ", "EOF while parsing"]);
     fs::write(&config, "[3]").unwrap();
     only_complaint(dir.path(), &["config.json: expected a JSON object, found [3]"]);
     fs::write(&config, vec![b' '; 65 << 20]).unwrap();

@@ -80,7 +80,9 @@ pub(super) fn subscribe(
     });
     for qos in COMMANDS {
         let instructions = node.subscribe::<msg::String>(&config.instruction_topic, qos, 1)?;
-        drain(instructions, None, shared, tasks, |shared, received| take_instruction(shared, received.message.data));
+        drain(instructions, None, shared, tasks, |shared, received| {
+            take_instruction(shared, received.message.data)
+        });
         let stops = node.subscribe::<msg::Bool>(&config.safety.estop_topic, qos, 100)?;
         drain(stops, None, shared, tasks, |shared, received| {
             let pressed = received.message.data;

@@ -560,7 +560,11 @@ impl Planner {
                 sequence,
                 noise_seed: seed,
                 instruction,
-                timing: stages.iter().chain([&overhead]).map(|(stage, time)| ((*stage).to_owned(), *time)).collect(),
+                timing: stages
+                    .iter()
+                    .chain([&overhead])
+                    .map(|(stage, time)| ((*stage).to_owned(), *time))
+                    .collect(),
             };
             shared.outputs.chunk(route, self.builder.action_chunk(&prediction.actions, info))?;
         }
