@@ -26,6 +26,7 @@
 pub mod checkpoint;
 pub mod engine;
 pub mod evaluation;
+pub mod memory;
 pub mod motion;
 pub mod node;
 pub mod observation;

@@ -193,7 +193,7 @@ fn a_trajectory_has_the_numbers_that_the_library_computes_for_the_same_observati
     assert_eq!(chunk.horizon as usize, horizon);
     assert_ne!(chunk.state_stamp, Time::default());
     let stages: Vec<&str> = chunk.timing.iter().map(|t| t.stage.as_str()).collect();
-    assert_eq!(stages, ["preprocess", "vision", "language", "action_head", "total"]);
+    assert_eq!(stages, ["preprocess", "vision", "language", "action_head", "total", "overhead"]);
 
     let names: Vec<String> = expected.iter().flat_map(|(key, _)| config.state[key].clone()).collect();
     assert_eq!(trajectory.joint_names, names);

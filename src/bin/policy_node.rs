@@ -4,6 +4,7 @@ use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use groot_policy::{
+    memory,
     node::{
         arguments::{self, RosArguments},
         config::{NodeConfig, effective_yaml},
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
             other => return usage(&format!("unknown option {other:?}")),
         }
     }
+    memory::keep_for_frames();
     match start(&arguments, print_parameters) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -247,7 +247,8 @@ messages! {
         }
         /// How long the stages of one tick took.
         StageTiming {
-            /// Stage name: `preprocess`, `vision`, `language`, `action_head`, `total`.
+            /// Stage name: `preprocess`, `vision`, `language`, `action_head`, `total`, or `overhead`: what the node needed
+            /// besides, from the arrival of the last camera frame to the publication.
             stage: std::string::String,
             /// Milliseconds of wall clock.
             milliseconds: f32,

@@ -13,7 +13,7 @@
 //! | Late message | Sorted in by its stamp. |
 //! | Stamp that was there already | Dropped. |
 //! | Stamp far behind | The clock was set back (a simulation restarted): the input's older samples are forgotten. |
-//! | Decoding | Only of frames that are used, once each, and outside of the assembler's lock with [`Selection::decode`]. A frame that cannot be decoded is as if it had never come. |
+//! | Decoding | Only of frames that are used, compressed ones once each, and outside of the assembler's lock with [`Selection::decode`]. A frame that cannot be decoded is as if it had never come. |
 //!
 //! Nothing here reads a clock: every time is passed in. Nothing here waits.
 
@@ -104,16 +104,20 @@ impl AssemblerConfig {
     }
 }
 
-/// A camera frame, decoded when it is first needed.
+/// A camera frame, decoded when it is needed.
 #[derive(Debug)]
 struct Frame {
     message: CameraMessage,
+    /// Of a compressed frame. A raw one is decoded by copying it, which a picture that is kept would need as well.
     decoded: OnceLock<Result<RgbImage, ImageError>>,
 }
 
 impl Frame {
-    fn image(&self) -> Result<&RgbImage, ImageError> {
-        self.decoded.get_or_init(|| self.message.decode()).as_ref().map_err(Clone::clone)
+    fn image(&self) -> Result<RgbImage, ImageError> {
+        match self.message {
+            CameraMessage::Raw(_) => self.message.decode(),
+            CameraMessage::Compressed(_) => self.decoded.get_or_init(|| self.message.decode()).clone(),
+        }
     }
 }
 
@@ -226,8 +230,8 @@ impl Selection {
         self.image_stamp
     }
 
-    /// Decodes the frames side by side, some milliseconds each for large JPEGs: call it where it blocks nobody. What was
-    /// decoded before is not decoded again.
+    /// Decodes the frames side by side, some milliseconds each for large JPEGs: call it where it blocks nobody. A compressed
+    /// frame that was decoded before is not decoded again.
     ///
     /// # Errors
     /// The first frame that cannot be decoded; hand it to [`ObservationAssembler::discard`] and select again.
@@ -238,7 +242,7 @@ impl Selection {
             .map(|(camera, frames)| {
                 let images = frames.par_iter().map(|(stamp, frame)| {
                     let failure = |error| DecodeFailure { camera: camera.clone(), stamp: *stamp, error };
-                    frame.image().cloned().map_err(failure)
+                    frame.image().map_err(failure)
                 });
                 // Of several failures the first one in order, whichever was found first.
                 let images: Vec<Result<RgbImage, DecodeFailure>> = images.collect();

@@ -15,7 +15,7 @@ use crate::{
         image::CameraMessage,
         msg::{self, CompressedImage, Image, JointState, Message},
         srv::{Parameter, ParameterValue, parameter_type},
-        transport::{Qos, Subscription},
+        transport::{Qos, Received, Subscription},
     },
 };
 
@@ -36,7 +36,7 @@ pub(super) fn subscribe(
     tasks: &mut JoinSet<()>,
 ) -> Result<(), NodeError> {
     let node = &shared.node;
-    for (key, camera) in &config.cameras {
+    for (index, (key, camera)) in config.cameras.iter().enumerate() {
         let topic = camera.subscribed_topic();
         let input = Input::Camera(key.clone());
         let key = key.clone();
@@ -44,15 +44,15 @@ pub(super) fn subscribe(
             ImageTransport::Raw => {
                 let images = node.subscribe::<Image>(&topic, Qos::camera(), 1)?;
                 tracing::info!("{input}: {} (sensor_msgs/Image)", images.topic());
-                drain(images, Some(input), shared, tasks, move |shared, received, message| {
-                    take_image(shared, &key, received, CameraMessage::Raw(message));
+                drain(images, Some(input), shared, tasks, move |shared, received| {
+                    take_image(shared, (index, &key), received, CameraMessage::Raw);
                 });
             }
             ImageTransport::Compressed => {
                 let images = node.subscribe::<CompressedImage>(&topic, Qos::camera(), 1)?;
                 tracing::info!("{input}: {} (sensor_msgs/CompressedImage)", images.topic());
-                drain(images, Some(input), shared, tasks, move |shared, received, message| {
-                    take_image(shared, &key, received, CameraMessage::Compressed(message));
+                drain(images, Some(input), shared, tasks, move |shared, received| {
+                    take_image(shared, (index, &key), received, CameraMessage::Compressed);
                 });
             }
         }
@@ -61,8 +61,9 @@ pub(super) fn subscribe(
         node.subscribe::<JointState>(&config.joint_states_topic, Qos::sensor_data(), JOINT_MESSAGES)?;
     tracing::info!("joint states: {}", joints.topic());
     let mut complaint: Option<String> = None;
-    drain(joints, Some(Input::JointStates), shared, tasks, move |shared, received, message| {
-        let taken = lock(&shared.assembler).on_joints(received, &message);
+    drain(joints, Some(Input::JointStates), shared, tasks, move |shared, received| {
+        let message = received.message;
+        let taken = lock(&shared.assembler).on_joints(Stamp::from(&received.time), &message);
         match taken {
             Ok(_) => {
                 complaint = None;
@@ -79,12 +80,15 @@ pub(super) fn subscribe(
     });
     for qos in COMMANDS {
         let instructions = node.subscribe::<msg::String>(&config.instruction_topic, qos, 1)?;
-        drain(instructions, None, shared, tasks, |shared, _, message| take_instruction(shared, message.data));
+        drain(instructions, None, shared, tasks, |shared, received| {
+            take_instruction(shared, received.message.data)
+        });
         let stops = node.subscribe::<msg::Bool>(&config.safety.estop_topic, qos, 100)?;
-        drain(stops, None, shared, tasks, |shared, _, message| {
+        drain(stops, None, shared, tasks, |shared, received| {
+            let pressed = received.message.data;
             shared.steer(|control| {
                 let latched = control.gate().estop();
-                control.on_estop(message.data);
+                control.on_estop(pressed);
                 if control.gate().estop() && !latched {
                     tracing::error!("e-stop: latched until ~/reset");
                 }
@@ -93,11 +97,12 @@ pub(super) fn subscribe(
         if let Some(topic) = &config.safety.robot_description_topic {
             let descriptions = node.subscribe::<msg::String>(topic, qos, 1)?;
             let mut last = std::string::String::new();
-            drain(descriptions, None, shared, tasks, move |shared, _, message| {
-                if message.data != last {
+            drain(descriptions, None, shared, tasks, move |shared, received| {
+                let xml = received.message.data;
+                if xml != last {
                     // Some milliseconds for a large robot.
-                    tokio::task::block_in_place(|| take_description(shared, &message.data));
-                    last = message.data;
+                    tokio::task::block_in_place(|| take_description(shared, &xml));
+                    last = xml;
                 }
             });
         }
@@ -110,7 +115,7 @@ fn drain<M: Message>(
     input: Option<Input>,
     shared: &Arc<Shared>,
     tasks: &mut JoinSet<()>,
-    mut take: impl FnMut(&Shared, Stamp, M) + Send + 'static,
+    mut take: impl FnMut(&Shared, Received<M>) + Send + 'static,
 ) {
     let subscription = Arc::new(subscription);
     if let Some(input) = input {
@@ -120,15 +125,22 @@ fn drain<M: Message>(
     let shared = shared.clone();
     tasks.spawn(async move {
         while let Some(received) = subscription.recv().await {
-            take(&shared, Stamp::from(&received.time), received.message);
+            take(&shared, received);
         }
     });
 }
 
-fn take_image(shared: &Shared, camera: &str, received: Stamp, message: CameraMessage) {
-    if let Err(error) = lock(&shared.assembler).on_image(camera, received, message) {
+fn take_image<M>(
+    shared: &Shared,
+    (index, camera): (usize, &str),
+    received: Received<M>,
+    of: impl FnOnce(M) -> CameraMessage,
+) {
+    let stamp = Stamp::from(&received.time);
+    if let Err(error) = lock(&shared.assembler).on_image(camera, stamp, of(received.message)) {
         tracing::warn!("{error}");
     }
+    shared.arrivals.note(index, received.at);
 }
 
 /// The instruction is a parameter, whoever sets it: what was said last is in force, and everybody can read it.

@@ -8,6 +8,7 @@
 //! | reporter | terminal, `/diagnostics`, status |
 //! | configurer | applies changed parameters |
 
+mod arrivals;
 pub mod control;
 mod inputs;
 mod outputs;
@@ -25,6 +26,7 @@ use thiserror::Error;
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
 use self::{
+    arrivals::{Arrivals, Frames},
     control::{Control, ControlError, Moment, RefusedChunk},
     outputs::{OutputFault, Outputs},
 };
@@ -162,6 +164,7 @@ struct Shared {
     transitions: Publisher<TransitionEvent>,
     info: PolicyInfo,
     assembler: Mutex<ObservationAssembler>,
+    arrivals: Arrivals,
     control: Mutex<Control>,
     /// The newest joint message, for the measured pose.
     measured: Mutex<Option<JointState>>,
@@ -298,6 +301,7 @@ pub async fn run(
         // As `rcl` does.
         transitions: node.publisher("~/transition_event", Qos::reliable(10))?,
         assembler: Mutex::new(assembler),
+        arrivals: Arrivals::new(config.cameras.len()),
         control: Mutex::new(control),
         measured: Mutex::default(),
         outputs,
@@ -419,30 +423,55 @@ struct Planner {
     first_seed: u64,
 }
 
+/// The part of a tick's period by which it may come earlier or later, to meet new frames.
+const LEEWAY: u32 = 8;
+
 impl Planner {
     async fn run(&self) {
+        let shared = &self.shared;
         loop {
-            let config = self.shared.store.config();
-            let next = tokio::time::Instant::now() + Duration::from_secs_f64(1.0 / config.rate);
-            let due = self.shared.now().filter(|&now| {
-                lock(&self.shared.control).wants_chunk(now, config.handover.execute_horizon.is_none())
+            let config = shared.store.config();
+            let begun = Instant::now();
+            let due = shared.now().filter(|&now| {
+                lock(&shared.control).wants_chunk(now, config.handover.execute_horizon.is_none())
             });
+            // Taken before the observation, so that whatever comes meanwhile counts as new.
+            let used = shared.arrivals.frames();
             if let Some(now) = due
                 && let Some(assembled) = self.observe(now)
             {
-                let plan = lock(&self.shared.control).on_request(now, assembled.image_stamp);
+                let plan = lock(&shared.control).on_request(now, assembled.image_stamp);
                 let sequence = plan.sequence;
-                if let Err(error) = self.tick(&config, plan, assembled).await {
+                if let Err(error) = self.tick(&config, plan, assembled, used.last().unwrap_or(begun)).await {
                     let reason = error.to_string();
                     // A chunk that came too late is no fault of the engine; the watchdog sees the lateness itself.
                     if !matches!(error, TickError::Refused(_)) {
-                        lock(&self.shared.control).on_failure(sequence, &reason);
+                        lock(&shared.control).on_failure(sequence, &reason);
                     }
-                    self.shared.note_failure(&reason);
+                    shared.note_failure(&reason);
                 }
             }
-            tokio::time::sleep_until(next).await;
+            self.wait(Duration::from_secs_f64(1.0 / config.rate), begun, used).await;
         }
+    }
+
+    /// Waits for the next tick: for a period, with some leeway both ways to meet the next frame of each camera, so that ticks
+    /// fall into step with the cameras. Where no such frames have come since the last tick, another half of a period.
+    async fn wait(&self, period: Duration, begun: Instant, used: Frames) {
+        let arrivals = &self.shared.arrivals;
+        let leeway = period / LEEWAY;
+        let earliest = begun.checked_sub(leeway).unwrap_or(begun);
+        let opening = used.last().unwrap_or(begun).clamp(earliest, begun) + (period - leeway);
+        let end = opening + 2 * leeway;
+        // A tick that took so long that the next one is late waits only for what it has not seen.
+        if Instant::now() < opening {
+            tokio::time::sleep_until(opening.into()).await;
+            let frames = arrivals.frames();
+            if frames.expected().is_some_and(|next| next <= end) {
+                arrivals.wait_for_all(&frames, end).await;
+            }
+        }
+        arrivals.wait_for_all(&used, opening + period / 2).await;
     }
 
     /// The newest observation; None where there is none, which is noted. Frames are decoded where they block no other task;
@@ -471,11 +500,13 @@ impl Planner {
         }
     }
 
+    /// Asks for the prediction that belongs to an observation, whose last frame came at `arrived`, and has it followed.
     async fn tick(
         &self,
         config: &NodeConfig,
         plan: RequestPlan,
         assembled: Assembled,
+        arrived: Instant,
     ) -> Result<(), TickError> {
         let shared = &self.shared;
         let sequence = shared.chunks.load(Ordering::Relaxed);
@@ -491,6 +522,7 @@ impl Planner {
         let stages = prediction.timing.stages();
         let (observation_age, joint_age) = shared.ages(now);
         let inputs = watchdog::Inputs { observation_age, joint_age, ..watchdog::Inputs::default() };
+        let overhead;
         {
             let mut control = lock(&shared.control);
             let measured = shared.measured(control.joints());
@@ -502,6 +534,9 @@ impl Planner {
             if let Some(trajectory) = trajectory {
                 shared.outputs.trajectory(route, trajectory)?;
             }
+            // All but the prediction itself, up to here: the last input's way from the network, waiting for the tick's turn,
+            // decoding, hand-over between threads, hand-over to the plan, limits, commands.
+            overhead = ("overhead", arrived.elapsed().saturating_sub(prediction.timing.total));
             let info = ChunkInfo {
                 published: now,
                 image_stamp: assembled.image_stamp,
@@ -509,13 +544,17 @@ impl Planner {
                 sequence,
                 noise_seed: seed,
                 instruction,
-                timing: stages.iter().map(|(stage, time)| ((*stage).to_owned(), *time)).collect(),
+                timing: stages
+                    .iter()
+                    .chain([&overhead])
+                    .map(|(stage, time)| ((*stage).to_owned(), *time))
+                    .collect(),
             };
             shared.outputs.chunk(route, self.builder.action_chunk(&prediction.actions, info))?;
         }
         shared.chunks.store(sequence + 1, Ordering::Relaxed);
         *lock(&shared.last_error) = None;
-        lock(&shared.latency).record(stages);
+        lock(&shared.latency).record(stages.into_iter().chain([overhead]));
         lock(&shared.window).predicted(stages);
         Ok(())
     }

@@ -14,10 +14,10 @@ mod server;
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use ros2_client::{Context, Gid, MessageTypeName, WriteError};
+use ros2_client::{Context, Gid, MessageInfo, MessageTypeName, WriteError};
 use rustdds::{
     DomainParticipantBuilder, QosPolicies, QosPolicyBuilder, Topic, TopicKind,
     policy::{Durability, History, Reliability, ResourceLimits},
@@ -30,13 +30,16 @@ use tokio::{
 };
 
 use super::{error::RosError, name::NodeName, options::Network, qos::Qos, subscription::Inbox};
-use crate::ros::msg::Message;
+use crate::ros::msg::{Message, Time};
 use senders::Senders;
 pub(super) use server::Server;
 
 /// How long the parts of a shutdown may take; what is not done by then is left to the end of the process.
 const TASKS_END: Duration = Duration::from_millis(200);
 const PARTICIPANT_END: Duration = Duration::from_millis(500);
+
+/// Longest time that a message is believed to have waited for us.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a reliable publisher waits for room in its send window (8192 messages).
 const SEND_WINDOW_WAIT: rustdds::Duration = rustdds::Duration::from_millis(100);
@@ -250,7 +253,7 @@ async fn drain<M: Message>(
                 let heard = senders.hear(&info);
                 inbox.count_lost(heard.lost);
                 if heard.type_agrees {
-                    inbox.push(message);
+                    inbox.push(message, came_at(&info));
                 } else {
                     inbox.count_wrong_type();
                 }
@@ -267,6 +270,17 @@ async fn drain<M: Message>(
         tokio::task::yield_now().await;
     }
     inbox.close();
+}
+
+/// When the middleware had all of a message, which is before it was decoded here.
+fn came_at(info: &MessageInfo) -> Instant {
+    let now = Instant::now();
+    let waited = info
+        .received_timestamp()
+        .and_then(|at| u64::try_from(Time::now().nanoseconds().saturating_sub(at.to_nanos())).ok())
+        .map_or(Duration::ZERO, Duration::from_nanos);
+    // More than a wait is a system clock that was set.
+    if waited < LONGEST_WAIT { now.checked_sub(waited).unwrap_or(now) } else { now }
 }
 
 fn create_topic<M: Message>(

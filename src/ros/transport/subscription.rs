@@ -23,7 +23,7 @@ use crate::ros::msg::{Message, Time};
 pub struct Received<M> {
     /// The message.
     pub message: M,
-    /// When it was taken off the network, on the monotonic clock: for ages.
+    /// When it had come off the network, on the monotonic clock: for ages.
     pub at: Instant,
     /// The same instant on the node's clock: to compare with stamps. Zero where that clock waits for its first time.
     pub time: Time,
@@ -117,8 +117,9 @@ impl<M> Inbox<M> {
         }
     }
 
-    pub(super) fn push(&self, message: M) {
-        let received = Received { message, at: Instant::now(), time: self.clock.now().unwrap_or_default() };
+    /// Takes a message that came off the network at `at`.
+    pub(super) fn push(&self, message: M, at: Instant) {
+        let received = Received { message, at, time: self.clock.now().unwrap_or_default() };
         let pushed_out = {
             let mut unread = self.lock();
             let pushed_out = if unread.len() >= self.capacity { unread.pop_front() } else { None };
@@ -200,7 +201,7 @@ mod tests {
     #[test]
     fn an_inbox_for_one_holds_the_newest_message_and_counts_the_others() {
         let inbox = Inbox::new(1, NodeClock::system());
-        (0..10).for_each(|i| inbox.push(i));
+        (0..10).for_each(|i| inbox.push(i, Instant::now()));
         assert_eq!(drain(&inbox), [9]);
         assert_eq!(inbox.counters(), Counters { received: 10, overwritten: 9, ..Counters::default() });
     }
@@ -208,9 +209,9 @@ mod tests {
     #[test]
     fn an_inbox_for_three_holds_the_newest_three_in_order() {
         let inbox = Inbox::new(3, NodeClock::system());
-        (0..10).for_each(|i| inbox.push(i));
+        (0..10).for_each(|i| inbox.push(i, Instant::now()));
         assert_eq!(drain(&inbox), [7, 8, 9]);
-        (10..12).for_each(|i| inbox.push(i));
+        (10..12).for_each(|i| inbox.push(i, Instant::now()));
         assert_eq!(drain(&inbox), [10, 11]);
         assert_eq!(inbox.counters(), Counters { received: 12, overwritten: 7, ..Counters::default() });
     }
@@ -223,7 +224,7 @@ mod tests {
             async move { (inbox.recv().await.map(|r| r.message), inbox.recv().await.map(|r| r.message)) }
         });
         tokio::task::yield_now().await;
-        inbox.push(1);
+        inbox.push(1, Instant::now());
         tokio::task::yield_now().await;
         inbox.close();
         assert_eq!(reader.await.unwrap(), (Some(1), None));
@@ -232,8 +233,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_unread_at_the_end_is_still_delivered() {
         let inbox = Inbox::new(4, NodeClock::system());
-        inbox.push(1);
-        inbox.push(2);
+        inbox.push(1, Instant::now());
+        inbox.push(2, Instant::now());
         inbox.close();
         assert_eq!(inbox.recv().await.map(|r| r.message), Some(1));
         assert_eq!(inbox.recv().await.map(|r| r.message), Some(2));

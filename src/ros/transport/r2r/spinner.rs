@@ -111,8 +111,9 @@ impl<M: Message> Tap<M> {
     }
 
     fn take(&self, payload: &[u8]) {
+        let came = Instant::now();
         match cdr::decode(payload) {
-            Ok(message) => self.inbox.push(message),
+            Ok(message) => self.inbox.push(message, came),
             Err(error) => {
                 let count = self.inbox.count_undecodable();
                 // The 1st, 2nd, 4th, 8th, ...: a publisher of rubbish must not fill the log as well.
