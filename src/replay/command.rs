@@ -36,7 +36,7 @@ pub const BAG_PARAMETERS: &str = "policy.yaml";
 /// first mode is the reference for the others. Also takes --ros-args with parameters replay.NAME, where NAME is that of an
 /// option here (replay.modes, replay.bag, ...), and all parameters of policy_node.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "benchmark_replay", version, args_override_self = true)]
+#[command(name = "benchmark_replay", version)]
 pub struct Command {
     /// A rosbag2 folder, .mcap or .db3 file; may be given several times
     #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "dataset")]
@@ -141,7 +141,15 @@ impl Command {
             &arguments.parameters,
         )?;
         let mut line = vec!["benchmark_replay".to_owned()];
-        for (name, value, folder) in &parameters {
+        for (index, (name, value, folder)) in parameters.iter().enumerate() {
+            let option = format!("--{}", name.replace('_', "-"));
+            let on_the_line = arguments.rest.iter().any(|argument| {
+                argument.strip_prefix(&option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            });
+            // The command line wins over the files, a later file over an earlier one.
+            if on_the_line || parameters[index + 1..].iter().any(|(later, ..)| later == name) {
+                continue;
+            }
             let texts: Vec<String> = match value {
                 ParameterValue::Bool(true) => vec![],
                 ParameterValue::Bool(false) => continue,
@@ -164,7 +172,7 @@ impl Command {
                 _ => text,
             });
             let texts: Vec<String> = texts.collect();
-            line.push(format!("--{}", name.replace('_', "-")));
+            line.push(option);
             match name.as_str() {
                 "modes" | "episodes" => line.push(texts.join(",")),
                 _ => line.extend(texts),
