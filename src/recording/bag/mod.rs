@@ -2,14 +2,14 @@
 //!
 //! | file | part |
 //! |---|---|
-//! | [`metadata`], [`qos`] | `metadata.yaml` |
-//! | [`part`], [`unpack`] | one file of a bag, unpacked where it is compressed as a whole |
-//! | [`mcap`], [`sqlite`] | the two storages |
-//! | [`messages`] | the messages of all files, merged |
-//! | [`message`] | a message that is not yet decoded |
-//! | [`limits`], [`report`] | what is believed of a file, and what was wrong with it |
+//! | `metadata`, `qos` | `metadata.yaml` |
+//! | `part`, `unpack` | one file of a bag, unpacked where it is compressed as a whole |
+//! | `mcap`, `sqlite` | the two storages |
+//! | `messages` | the messages of all files, merged |
+//! | `message` | a message that is not yet decoded |
+//! | `limits`, `report` | what is believed of a file, and what was wrong with it |
 //! | [`samples`] | messages to what the policy would have seen, and what the robot did then |
-//! | [`writer`], [`definitions`] | bags of our own |
+//! | `writer`, `definitions` | bags of our own |
 //!
 //! What is read: MCAP files with chunks of zstd, lz4 or no compression, or without chunks; SQLite files; both compressed
 //! as files or message by message, split or not, with `metadata.yaml` (versions 1 to 9) or without. Damage is skipped,
@@ -51,7 +51,7 @@ mod metadata;
 mod part;
 mod qos;
 mod report;
-mod samples;
+pub mod samples;
 mod sqlite;
 mod unpack;
 mod writer;

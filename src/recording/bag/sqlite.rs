@@ -3,6 +3,8 @@
 //! Messages are read some at a time through the recorder's index of timestamps. Where a page of it or of the table is
 //! damaged, the rest is read by row instead, over the damaged rows; rows stand nearly in the order of time, and what is
 //! not is brought into it by a small heap. The same way serves a file without the index.
+//!
+//! Databases have no checksums: a message whose bytes were changed on the disk is given as it stands there.
 
 use std::{
     cmp::Reverse,
@@ -319,8 +321,11 @@ impl SqliteStream {
                     self.by_time = false;
                 }
                 End::Broken(error) => {
-                    let row = self.row;
-                    report.file(&self.file.name, Fault::Storage, format!("behind row {row}: {error}"));
+                    // Once for all rows that are skipped.
+                    if self.step == 1 {
+                        let text = format!("behind row {}: {error}", self.row);
+                        report.file(&self.file.name, Fault::Storage, text);
+                    }
                     // A damaged page holds some rows or thousands: skip ever more until one can be read.
                     self.row = self.row.max(0).saturating_add(self.step);
                     self.step = self.step.saturating_mul(2);
