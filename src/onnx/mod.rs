@@ -10,7 +10,7 @@
 //! | [`backbone::language`] | the kept language model layers, explicit causal attention |
 //!
 //! Opset 17 and IR version 8 ([`proto`]): what TensorRT 8.6 reads, and new enough for LayerNormalization and for bf16 in
-//! every operator used. [`write`] puts a graph into `{stem}.onnx` and its weights into `{stem}.onnx.data`, one weight in
+//! every operator used. [`write()`] puts a graph into `{stem}.onnx` and its weights into `{stem}.onnx.data`, one weight in
 //! memory at a time.
 //!
 //! [`quantise`] turns products of a graph into INT8, [`validate`] compares two runs layer by layer, and `session` (feature

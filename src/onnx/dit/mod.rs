@@ -1,6 +1,6 @@
 //! The diffusion transformer as graphs.
 //!
-//! [`fused`] is made for engines: a denoising step with everything folded that can be. [`reference`] has the interface
+//! [`fused`] is made for engines: a denoising step with everything folded that can be. [`reference()`] has the interface
 //! of the public export script, for other people's tools. [`condition`] computes what [`fused`] takes once per tick.
 
 mod condition;

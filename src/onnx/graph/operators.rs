@@ -78,44 +78,49 @@ impl Graph<'_> {
         Ok(self.one(operator, &[x], vec![], kind, shape))
     }
 
+    /// a + b, broadcasting.
     pub fn add(&mut self, a: Value, b: Value) -> Result<Value> {
         self.binary("Add", a, b)
     }
 
+    /// a − b, broadcasting.
     pub fn sub(&mut self, a: Value, b: Value) -> Result<Value> {
         self.binary("Sub", a, b)
     }
 
+    /// a·b element by element, broadcasting.
     pub fn mul(&mut self, a: Value, b: Value) -> Result<Value> {
         self.binary("Mul", a, b)
     }
 
+    /// a / b element by element, broadcasting.
     pub fn div(&mut self, a: Value, b: Value) -> Result<Value> {
         self.binary("Div", a, b)
     }
 
+    /// Hyperbolic tangent.
     pub fn tanh(&mut self, x: Value) -> Result<Value> {
         self.unary("Tanh", x)
     }
 
+    /// 1 / (1 + exp(−x)).
     pub fn sigmoid(&mut self, x: Value) -> Result<Value> {
         self.unary("Sigmoid", x)
     }
 
+    /// Error function.
     pub fn erf(&mut self, x: Value) -> Result<Value> {
         self.unary("Erf", x)
     }
 
+    /// max(x, 0).
     pub fn relu(&mut self, x: Value) -> Result<Value> {
         self.unary("Relu", x)
     }
 
+    /// Square root.
     pub fn sqrt(&mut self, x: Value) -> Result<Value> {
         self.unary("Sqrt", x)
-    }
-
-    pub fn neg(&mut self, x: Value) -> Result<Value> {
-        self.unary("Neg", x)
     }
 
     /// f32 only: opset 17 has no narrower cosine.
@@ -379,16 +384,14 @@ impl Graph<'_> {
         Ok(self.one(operator, inputs, vec![], ElementType::Bool, shape))
     }
 
+    /// Of a boolean.
     pub fn not(&mut self, x: Value) -> Result<Value> {
         self.boolean("Not", &[x])
     }
 
+    /// Of two booleans, broadcasting.
     pub fn and(&mut self, a: Value, b: Value) -> Result<Value> {
         self.boolean("And", &[a, b])
-    }
-
-    pub fn or(&mut self, a: Value, b: Value) -> Result<Value> {
-        self.boolean("Or", &[a, b])
     }
 
     /// `a` where the condition holds, `b` elsewhere.
