@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use groot_policy::ros::{
-    msg::{DiagnosticArray, DiagnosticStatus, PolicyStatus},
+    msg::{DiagnosticArray, DiagnosticStatus, JointTrajectory, PolicyStatus, Time},
     rosout,
     transport::{Qos, Subscription},
 };
-use node_process::NodeProcess;
+use node_process::{NodeProcess, RobotProcess};
 use peer::Peer;
 use serde_json::{Value, json};
 use support::{PATIENCE, loopback_node, test_domain};
@@ -261,4 +261,75 @@ async fn frames_that_are_lost_on_the_way_are_counted_and_diagnosed() {
             && status.message.contains(" messages were lost on the way")
     };
     wait_for("losses are diagnosed", &diagnostics, |array| array.status.iter().any(told)).await;
+}
+
+/// As `joint_trajectory_controller` of ros2_controllers (Humble) checks what comes over its topic.
+fn check_as_a_trajectory_controller(
+    trajectory: &JointTrajectory,
+    joints: &[String],
+    now: i64,
+) -> Result<(), String> {
+    let JointTrajectory { header, joint_names, points } = trajectory;
+    if points.is_empty() {
+        return Err("an empty trajectory is ignored".to_owned());
+    }
+    if joint_names.len() != joints.len() || joint_names.iter().any(|name| !joints.contains(name)) {
+        return Err(format!("joints {joint_names:?}, the controller has {joints:?}"));
+    }
+    let nanoseconds = |span: &groot_policy::ros::msg::Duration| {
+        i64::from(span.sec) * 1_000_000_000 + i64::from(span.nanosec)
+    };
+    let end = points.last().map_or(0, |point| nanoseconds(&point.time_from_start));
+    if header.stamp != Time::default() && header.stamp.nanoseconds() + end < now {
+        return Err(format!("it ends in the past: {} + {end} ns, now {now}", header.stamp.nanoseconds()));
+    }
+    let mut before = -1;
+    for (index, point) in points.iter().enumerate() {
+        let time = nanoseconds(&point.time_from_start);
+        if index > 0 && time <= before {
+            return Err(format!("the time of point {index} is not above that of the one before"));
+        }
+        before = time;
+        if point.positions.len() != joint_names.len() {
+            return Err(format!("{} positions in point {index}", point.positions.len()));
+        }
+        for (what, values) in [
+            ("velocities", &point.velocities),
+            ("accelerations", &point.accelerations),
+            ("effort", &point.effort),
+        ] {
+            if !values.is_empty() {
+                return Err(format!("{what} in point {index}: nothing is claimed of them"));
+            }
+        }
+        if point.positions.iter().any(|position| !position.is_finite()) {
+            return Err(format!("point {index} is not finite"));
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joint_trajectory_controller_would_refuse_no_trajectory_of_the_node() {
+    let domain = test_domain();
+    let controller = loopback_node("controller", domain);
+    let topic = "/policy_node/joint_trajectory";
+    let trajectories = controller.subscribe::<JointTrajectory>(topic, Qos::reliable(10), 100).unwrap();
+    let _robot = RobotProcess::demo(domain);
+    let _node = NodeProcess::demo(domain, &[]);
+    let mut joints = groot_policy::synthetic::demo_joint_names();
+    joints.sort();
+    let mut longest = 0;
+    for _ in 0..10 {
+        let received = tokio::time::timeout(PATIENCE, trajectories.recv()).await.expect("trajectories come");
+        let received = received.expect("the node of the test is up");
+        let (trajectory, now) = (received.message, received.time.nanoseconds());
+        // The way to the controller takes no time here, but the machine may be busy.
+        let slack = 20_000_000;
+        if let Err(reason) = check_as_a_trajectory_controller(&trajectory, &joints, now - slack) {
+            panic!("{reason}: {trajectory:#?}");
+        }
+        longest = longest.max(trajectory.points.len());
+    }
+    assert!(longest > 1, "none leads anywhere");
 }

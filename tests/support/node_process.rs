@@ -18,6 +18,8 @@ impl NodeProcess {
             .args(arguments)
             .env("ROS_LOCALHOST_ONLY", "1")
             .env_remove("RUST_LOG")
+            // Where other programs are busy, libgomp's threads wait for each other for seconds.
+            .env("OMP_NUM_THREADS", "1")
             .stdout(Stdio::null())
             .spawn()
             .expect("the node starts");
@@ -25,10 +27,35 @@ impl NodeProcess {
     }
 }
 
+/// The robot that belongs to the demo's configuration.
+pub struct RobotProcess(Child);
+
+impl RobotProcess {
+    /// Publishes small pictures and joint states in a DDS domain, on loopback.
+    pub fn demo(domain: u16) -> Self {
+        let process = Command::new(env!("CARGO_BIN_EXE_synthetic_robot"))
+            .args(["--localhost-only", "--size", "64x48", "--domain-id", &domain.to_string()])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the robot starts");
+        Self(process)
+    }
+}
+
+fn end(process: &mut Child) {
+    // An error means that it has ended.
+    let _ = process.kill();
+    let _ = process.wait();
+}
+
 impl Drop for NodeProcess {
     fn drop(&mut self) {
-        // An error means that it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        end(&mut self.0);
+    }
+}
+
+impl Drop for RobotProcess {
+    fn drop(&mut self) {
+        end(&mut self.0);
     }
 }
