@@ -164,11 +164,11 @@ fn a_trajectory_has_the_numbers_that_the_library_computes_for_the_same_observati
     let (chunk, trajectory) = loop {
         trajectories.extend(take(&mut peer, "/policy_node/joint_trajectory"));
         chunks.extend(take(&mut peer, "/policy_node/action_chunk"));
-        let pairs = chunks.iter().filter(|chunk| chunk.instruction == INSTRUCTION).filter_map(|chunk| {
+        let mut pairs = chunks.iter().filter(|chunk| chunk.instruction == INSTRUCTION).filter_map(|chunk| {
             let same = |trajectory: &&JointTrajectory| trajectory.header.stamp == chunk.observation_stamp;
             Some((chunk.clone(), trajectories.iter().find(same)?.clone()))
         });
-        if let Some(pair) = pairs.last() {
+        if let Some(pair) = pairs.next_back() {
             break pair;
         }
         if start.elapsed() > 3 * PATIENCE {

@@ -57,7 +57,7 @@ fn replay(arguments: &[&str]) -> Output {
 }
 
 /// The parameter files of the demo's replay, with little repetition.
-fn with_demo<'a>(rest: &[&'a str]) -> Vec<String> {
+fn with_demo(rest: &[&str]) -> Vec<String> {
     let mut arguments: Vec<String> = Vec::new();
     for file in ["config/demo.yaml", "config/replay.yaml"] {
         arguments.extend(["--params-file".to_owned(), in_project(file).display().to_string()]);

@@ -7,6 +7,8 @@ mod backbone;
 mod checkpoint_writer;
 mod dit;
 mod files;
+// Each test uses a part of what they share.
+#[allow(dead_code)]
 #[path = "../golden_suite/fixture.rs"]
 mod fixture;
 #[path = "../golden_suite/observations.rs"]

@@ -278,6 +278,9 @@ impl Ord for Waiting {
     }
 }
 
+/// Messages with their rows, time and row of the last of them, and how the query ended.
+type Answer = (Vec<(i64, RawMessage)>, Option<(i64, i64)>, End);
+
 /// How a batch ended.
 enum End {
     /// More may follow.
@@ -377,7 +380,7 @@ impl SqliteStream {
         after: [i64; 2],
         key: fn((i64, i64)) -> (i64, i64),
         report: &mut BagReport,
-    ) -> (Vec<(i64, RawMessage)>, Option<(i64, i64)>, End) {
+    ) -> Answer {
         let (mut messages, mut last, mut bytes, mut count) = (Vec::new(), None, 0, 0);
         let mut run = || -> rusqlite::Result<End> {
             let mut statement = self.file.connection.prepare(query)?;

@@ -48,11 +48,13 @@ pub(super) enum TruthFault {
     Refused(String),
 }
 
+/// An action key, its dimension, and the source and first column that tell it; none where no source does.
+type KeyPlace = (String, usize, Option<(usize, usize)>);
+
 /// Recorded actions by time, from as many sources as it takes.
 pub(super) struct Truths {
     sources: Vec<Source>,
-    /// Action keys with the source and the first column there; None for a key that no source tells.
-    keys: Vec<(String, usize, Option<(usize, usize)>)>,
+    keys: Vec<KeyPlace>,
     step_time: Duration,
     horizon: usize,
     max_gap: Duration,
@@ -87,7 +89,7 @@ impl Truths {
     ) -> Self {
         let config = &options.config;
         let mut sources = Vec::new();
-        let mut keys: Vec<(String, usize, Option<(usize, usize)>)> =
+        let mut keys: Vec<KeyPlace> =
             options.action.iter().map(|(key, dimension)| (key.clone(), *dimension, None)).collect();
         if let (Some(topic), Some(BaseConfig { key: base_key, components, .. })) =
             (base, &config.commands.base)
