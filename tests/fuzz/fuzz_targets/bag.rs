@@ -1,7 +1,7 @@
 //! Any bytes as a file of a bag: MCAP, SQLite, either compressed.
 #![no_main]
 
-#[path = "../../tests/bag/anything.rs"]
+#[path = "../../bag/anything.rs"]
 mod anything;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

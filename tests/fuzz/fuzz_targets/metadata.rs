@@ -1,7 +1,7 @@
 //! Any bytes as `metadata.yaml`.
 #![no_main]
 
-#[path = "../../tests/bag/anything.rs"]
+#[path = "../../bag/anything.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
 mod anything;
 
