@@ -232,7 +232,7 @@ impl Selection {
     /// # Errors
     /// The first frame that cannot be decoded; hand it to [`ObservationAssembler::discard`] and select again.
     pub fn decode(self) -> Result<Assembled, DecodeFailure> {
-        let frames: Vec<(String, Vec<(Stamp, Arc<Frame>)>)> = self.frames.into_iter().collect();
+        let frames: Vec<_> = self.frames.into_iter().collect();
         let decoded: Vec<Result<(String, Vec<RgbImage>), DecodeFailure>> = frames
             .into_par_iter()
             .map(|(camera, frames)| {

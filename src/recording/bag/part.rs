@@ -92,7 +92,7 @@ impl Part {
 
 enum Storage {
     Mcap(Arc<McapFile>),
-    Sqlite(SqliteFile),
+    Sqlite(Box<SqliteFile>),
 }
 
 struct Opened {
@@ -118,7 +118,7 @@ impl Opened {
         let place = unpacked.as_deref().unwrap_or(path);
         let storage = match content {
             Content::Mcap => Storage::Mcap(Arc::new(McapFile::open(place, &name, limits, report)?)),
-            Content::Sqlite => Storage::Sqlite(SqliteFile::open(place, &name, limits, report)?),
+            Content::Sqlite => Storage::Sqlite(Box::new(SqliteFile::open(place, &name, limits, report)?)),
             Content::Zstd => {
                 return Err(BagError::NotABag {
                     path: path.to_owned(),

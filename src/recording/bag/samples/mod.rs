@@ -160,7 +160,7 @@ impl Anchors {
     /// Whether the set with this anchor is to become a sample.
     fn is_due(&self, anchor: Stamp, stride: Stride) -> bool {
         match stride {
-            Stride::Sets(every) => self.sets % u64::from(every.get()) == 0,
+            Stride::Sets(every) => self.sets.is_multiple_of(u64::from(every.get())),
             Stride::Period(_) => self.due.is_none_or(|due| anchor >= due),
         }
     }
