@@ -278,8 +278,14 @@ impl Ord for Waiting {
     }
 }
 
-/// Messages with their rows, time and row of the last of them, and how the query ended.
-type Answer = (Vec<(i64, RawMessage)>, Option<(i64, i64)>, End);
+/// Some messages.
+struct Batch {
+    /// With their rows.
+    messages: Vec<(i64, RawMessage)>,
+    /// Time and row of the last one that was looked at.
+    last: Option<(i64, i64)>,
+    end: End,
+}
 
 /// How a batch ended.
 enum End {
@@ -345,7 +351,7 @@ impl SqliteStream {
             "SELECT id, topic_id, timestamp, data FROM messages WHERE timestamp >= ?1 AND (timestamp > ?1 OR id > ?2) \
              AND topic_id IN ({ids}) ORDER BY timestamp, id LIMIT {BATCH}"
         );
-        let (messages, last, end) = self.query(&query, [time, row], |last| last, report);
+        let Batch { messages, last, end } = self.query(&query, [time, row], |last| last, report);
         self.last = last.or(self.last);
         self.batch.extend(messages.into_iter().map(|(_, message)| message));
         end
@@ -358,7 +364,7 @@ impl SqliteStream {
             "SELECT id, topic_id, timestamp, data FROM messages NOT INDEXED WHERE id > ?1 AND ?2 = 0 \
              AND +topic_id IN ({ids}) ORDER BY id LIMIT {BATCH}"
         );
-        let (messages, last, end) = self.query(&query, [self.row, 0], |(_, row)| (row, 0), report);
+        let Batch { messages, last, end } = self.query(&query, [self.row, 0], |(_, row)| (row, 0), report);
         if let Some((_, row)) = last {
             self.row = row;
             self.step = 1;
@@ -372,15 +378,14 @@ impl SqliteStream {
         end
     }
 
-    /// Messages of a query behind the key `after`, in rising order of their keys, with their rows; time and row of the last
-    /// of them; and how it ended.
+    /// Messages of a query behind the key `after`, in rising order of their keys.
     fn query(
         &self,
         query: &str,
         after: [i64; 2],
         key: fn((i64, i64)) -> (i64, i64),
         report: &mut BagReport,
-    ) -> Answer {
+    ) -> Batch {
         let (mut messages, mut last, mut bytes, mut count) = (Vec::new(), None, 0, 0);
         let mut run = || -> rusqlite::Result<End> {
             let mut statement = self.file.connection.prepare(query)?;
@@ -415,6 +420,6 @@ impl SqliteStream {
             Ok(if count == BATCH { End::More } else { End::Nothing })
         };
         let end = run().unwrap_or_else(|error| End::Broken(error.to_string()));
-        (messages, last, end)
+        Batch { messages, last, end }
     }
 }

@@ -48,16 +48,21 @@ pub(super) enum TruthFault {
     Refused(String),
 }
 
-/// An action key, its dimension, and the source and first column that tell it; none where no source does.
-type KeyPlace = (String, usize, Option<(usize, usize)>);
-
 /// Recorded actions by time, from as many sources as it takes.
 pub(super) struct Truths {
     sources: Vec<Source>,
-    keys: Vec<KeyPlace>,
+    keys: Vec<Key>,
     step_time: Duration,
     horizon: usize,
     max_gap: Duration,
+}
+
+/// An action key.
+struct Key {
+    name: String,
+    dimension: usize,
+    /// Its source and the first column there; None for a key that no source tells.
+    place: Option<(usize, usize)>,
 }
 
 struct Source {
@@ -89,32 +94,34 @@ impl Truths {
     ) -> Self {
         let config = &options.config;
         let mut sources = Vec::new();
-        let mut keys: Vec<KeyPlace> =
-            options.action.iter().map(|(key, dimension)| (key.clone(), *dimension, None)).collect();
+        let key = |(name, dimension): &(String, usize)| Key {
+            name: name.clone(),
+            dimension: *dimension,
+            place: None,
+        };
+        let mut keys: Vec<Key> = options.action.iter().map(key).collect();
         if let (Some(topic), Some(BaseConfig { key: base_key, components, .. })) =
             (base, &config.commands.base)
         {
             let components: Option<Vec<Component>> = components.iter().map(|name| component(name)).collect();
-            let entry = keys.iter_mut().find(|(key, dimension, _)| {
-                key == base_key && components.as_ref().is_some_and(|found| found.len() == *dimension)
-            });
-            if let (Some((_, _, place)), Some(components)) = (entry, components) {
-                *place = Some((sources.len(), 0));
-                sources.push(Source {
-                    topic: topic.to_owned(),
-                    kind: Kind::Base(components),
-                    series: Series::default(),
-                });
+            let fits = |key: &&mut Key| {
+                key.name == *base_key && components.as_ref().is_some_and(|found| found.len() == key.dimension)
+            };
+            let key = keys.iter_mut().find(fits);
+            if let (Some(key), Some(components)) = (key, components) {
+                key.place = Some((sources.len(), 0));
+                let kind = Kind::Base(components);
+                sources.push(Source { topic: topic.to_owned(), kind, series: Series::default() });
             }
         }
         let mut joints = Vec::new();
         let mut column = 0;
-        for (key, dimension, place) in keys.iter_mut().filter(|(_, _, place)| place.is_none()) {
-            let names = config.action_joints(key);
-            if names.len() == *dimension && *dimension > 0 && options.truth != TruthSource::Nothing {
-                *place = Some((sources.len(), column));
+        for key in keys.iter_mut().filter(|key| key.place.is_none()) {
+            let names = config.action_joints(&key.name);
+            if names.len() == key.dimension && !names.is_empty() && options.truth != TruthSource::Nothing {
+                key.place = Some((sources.len(), column));
                 column += names.len();
-                joints.push((key.clone(), names.to_vec()));
+                joints.push((key.name.clone(), names.to_vec()));
             }
         }
         if !joints.is_empty() {
@@ -143,7 +150,7 @@ impl Truths {
 
     /// Action keys of which nothing is recorded.
     pub fn without(&self) -> Vec<String> {
-        self.keys.iter().filter(|(_, _, place)| place.is_none()).map(|(key, _, _)| key.clone()).collect()
+        self.keys.iter().filter(|key| key.place.is_none()).map(|key| key.name.clone()).collect()
     }
 
     /// Takes a message of any topic.
@@ -165,12 +172,12 @@ impl Truths {
     pub fn of(&self, observation: Stamp, now: Stamp) -> Truth {
         let rows: Vec<Vec<Vec<f32>>> =
             self.sources.iter().map(|source| self.rows(source, observation, now)).collect();
-        let groups = self.keys.iter().filter_map(|(key, dimension, place)| {
-            let (source, column) = (*place)?;
+        let groups = self.keys.iter().filter_map(|key| {
+            let (source, column) = key.place?;
             let rows = rows.get(source)?;
             let values: Vec<f32> =
-                rows.iter().flat_map(|row| row.iter().skip(column).take(*dimension).copied()).collect();
-            Some((key.clone(), Array2::from_shape_vec((rows.len(), *dimension), values).ok()?))
+                rows.iter().flat_map(|row| row.iter().skip(column).take(key.dimension).copied()).collect();
+            Some((key.name.clone(), Array2::from_shape_vec((rows.len(), key.dimension), values).ok()?))
         });
         Truth { groups: groups.collect() }
     }
