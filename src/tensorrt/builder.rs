@@ -83,6 +83,7 @@ pub struct Builder {
     library: Arc<Library>,
     raw: NonNull<ffi::Builder>,
     precision: Precision,
+    began: Mark,
     /// Held so that the CUDA context outlives the builder.
     _device: Option<Device>,
 }
@@ -119,7 +120,9 @@ impl Builder {
             )
         };
         match NonNull::new(raw) {
-            Some(raw) => Ok(Self { library: Arc::clone(library), raw, precision, _device: device }),
+            Some(raw) => {
+                Ok(Self { library: Arc::clone(library), raw, precision, began: mark, _device: device })
+            }
             None if status == ffi::UNSUPPORTED => {
                 Err(unsupported(library, "networks of this kind of typing", STRONG_TYPING))
             }
@@ -514,7 +517,7 @@ impl Builder {
             ffi::UNSUPPORTED => {
                 Err(unsupported(&self.library, action, "Leave it out, or use a version that has it"))
             }
-            _ => Err(TensorRtError::Refused { action: action.to_owned(), log: Mark::now().lines() }),
+            _ => Err(TensorRtError::Refused { action: action.to_owned(), log: self.began.lines() }),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaGraph, CudaStream, result, sys};
+use cudarc::driver::{CudaGraph, CudaStream, DriverError, result, sys};
 
 use super::context::Context;
 use super::error::TensorRtError;
@@ -26,7 +26,7 @@ pub struct CapturedContext {
     /// Dropped before the context whose memory it uses.
     graph: Option<(u64, CudaGraph)>,
     context: Context,
-    /// Where graphs are captured: the default stream allows no capture. They are launched on the caller's.
+    /// Where graphs are captured: the default stream allows no capture. They are launched on the caller's stream.
     private: Option<Arc<CudaStream>>,
     /// Why graphs are not used, once that is clear.
     fallback: Option<String>,
@@ -75,7 +75,7 @@ impl CapturedContext {
             unsafe { result::graph::launch(graph.cu_graph_exec(), stream.cu_stream()) }.map_err(failed)?;
             return Ok(Launch::Graph);
         }
-        self.context.enqueue(stream)?;
+        self.enqueue(stream)?;
         if self.fallback.is_none() {
             // Also waits for the graph that is about to be replaced.
             stream.synchronize().map_err(|error| TensorRtError::cuda("waiting for a run", error))?;
@@ -93,18 +93,32 @@ impl CapturedContext {
         Ok(Launch::Enqueue)
     }
 
+    /// Queues a run kernel by kernel. On the default stream TensorRT would wait for the GPU again and again: there the run
+    /// goes to a stream of its own, before and after which the default stream's work is put in order by events.
+    fn enqueue(&mut self, stream: &Arc<CudaStream>) -> Result<(), TensorRtError> {
+        if !stream.cu_stream().is_null() {
+            return self.context.enqueue(stream);
+        }
+        let failed = |error| TensorRtError::cuda("ordering two streams", error);
+        let private = self.private(stream).map_err(failed)?;
+        private.join(stream).map_err(failed)?;
+        self.context.enqueue(&private)?;
+        stream.join(&private).map_err(failed)
+    }
+
+    fn private(&mut self, beside: &Arc<CudaStream>) -> Result<Arc<CudaStream>, DriverError> {
+        match &self.private {
+            Some(stream) => Ok(Arc::clone(stream)),
+            None => Ok(Arc::clone(self.private.insert(beside.context().new_stream()?))),
+        }
+    }
+
     fn capture(&mut self, beside: &Arc<CudaStream>) -> Result<CudaGraph, String> {
         let said = |what: &str| {
             let what = what.to_owned();
             move |error| format!("{what}: CUDA says: {error:?}")
         };
-        let private = match &self.private {
-            Some(stream) => Arc::clone(stream),
-            None => {
-                let stream = beside.context().new_stream().map_err(said("making a stream"))?;
-                Arc::clone(self.private.insert(stream))
-            }
-        };
+        let private = self.private(beside).map_err(said("making a stream"))?;
         // Other threads (libtorch's allocator, for one) may go on with what a capture of the whole process would forbid.
         private
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)

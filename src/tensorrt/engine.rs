@@ -42,6 +42,9 @@ impl Drop for RuntimeInner {
 impl Runtime {
     /// A runtime for engines on `device`.
     ///
+    /// Where the driver works but is too old for the library's CUDA, 8.6 crashes here; its [`Builder`](super::Builder) says
+    /// so instead.
+    ///
     /// # Errors
     /// [`TensorRtError::Refused`] with TensorRT's words, for instance if the driver is too old for it.
     pub fn new(library: &Arc<Library>, device: &Device) -> Result<Self, TensorRtError> {

@@ -69,23 +69,20 @@ fn the_lean_runtime_says_that_it_builds_nothing() {
 }
 
 #[test]
-fn a_runtime_without_a_gpu_fails_with_tensorrts_own_words_or_refuses_rubbish() {
-    for library in [whole(), lean()].into_iter().flatten() {
-        if Device::new(0).is_ok() {
-            eprintln!("skipped: this machine has a GPU");
-            return;
-        }
-        match Runtime::start(&library, None) {
-            Err(error @ TensorRtError::Refused { .. }) => {
-                assert!(error.to_string().contains("TensorRT wrote:"), "{error}");
-            }
-            Err(error) => panic!("{error}"),
-            Ok(runtime) => {
-                let error = runtime.deserialise(b"no engine at all").expect_err("rubbish");
-                assert!(error.to_string().contains("TensorRT wrote:"), "{error}");
-            }
-        }
+fn a_runtime_without_a_gpu_fails_with_tensorrts_own_words() {
+    // The whole runtime of 8.6 reads through a null pointer when CUDA cannot start, so only the lean one is asked.
+    let Some(library) = lean() else {
+        return;
+    };
+    if Device::new(0).is_ok() {
+        eprintln!("skipped: this machine has a GPU");
+        return;
     }
+    let Err(error) = Runtime::start(&library, None) else {
+        panic!("TensorRT made a runtime without a GPU");
+    };
+    assert!(matches!(error, TensorRtError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("TensorRT wrote:"), "{error}");
 }
 
 #[test]
