@@ -194,8 +194,21 @@ fn each_change_of_the_lifecycle_is_told_in_the_steps_of_a_lifecycle_node() {
     let _node = NodeProcess::demo(domain, &[]);
     let topic = "/policy_node/transition_event";
     listen(&mut peer, topic, "lifecycle_msgs/TransitionEvent", "reliable");
-    // Whatever happened at the start came before we listened, or is told first.
-    assert_eq!(call(&mut peer, "deactivate", "std_srvs/Trigger", json!({}))["success"], true);
+    // Until the node has heard that we listen, what it tells is lost.
+    let trigger = |peer: &mut Peer, service: &str| {
+        assert_eq!(call(peer, service, "std_srvs/Trigger", json!({}))["success"], true);
+    };
+    let told = |peer: &mut Peer, seconds: u64| {
+        peer.try_ask(json!({"command": "take", "topic": topic, "count": 1, "timeout": seconds})).is_ok()
+    };
+    let heard = (0..10).any(|_| {
+        trigger(&mut peer, "deactivate");
+        trigger(&mut peer, "activate");
+        told(&mut peer, 4)
+    });
+    assert!(heard, "nothing was told of ten changes");
+    while told(&mut peer, 2) {}
+    trigger(&mut peer, "deactivate");
     let event = |peer: &mut Peer| {
         let event = take(peer, topic, 1).remove(0);
         let label = |part: &str| event[part]["label"].as_str().unwrap().to_owned();

@@ -422,7 +422,7 @@ class Peer:
                 peers = self.readers[topic].get_matched_publications()
             return True if len(peers) >= count else None
 
-        wait_for(f"{count} peers on {topic}", command.get("timeout", 20), poll)
+        wait_for(f"{count} peers on {topic}", command.get("timeout", 60), poll)
 
     def publish(self, command):
         topic = command["topic"]
@@ -463,12 +463,12 @@ class Peer:
             taken.extend(sample for sample in samples if isinstance(sample, kind))
             return taken if len(taken) >= count else None
 
-        wait_for(f"{count} messages on {topic}", command.get("timeout", 20), poll)
+        wait_for(f"{count} messages on {topic}", command.get("timeout", 60), poll)
         return {"messages": [to_json(kind, message) for message in taken]}
 
     def call(self, command):
         service, kind, mapping = command["service"], command["type"], command.get("mapping", "cyclone")
-        timeout = command.get("timeout", 20)
+        timeout = command.get("timeout", 60)
         asked, answered = SERVICES[kind]
         request_header, response_header = HEADERS[mapping]
         request_kind = half_of_service(kind, "Request", request_header, asked)
@@ -521,7 +521,7 @@ class Peer:
             ]
             return found if len(found) >= count else None
 
-        return {"endpoints": wait_for(f"{count} endpoints of {name}", command.get("timeout", 20), poll)}
+        return {"endpoints": wait_for(f"{count} endpoints of {name}", command.get("timeout", 60), poll)}
 
 
 COMMANDS = {"publisher", "subscriber", "matched", "publish", "repeat", "stop", "take", "call", "endpoints"}

@@ -8,7 +8,7 @@ use std::{
 use groot_policy::ros::transport::{NodeOptions, RosNode};
 
 /// Longest wait for what must happen. Much longer than it takes, so that a busy machine fails no test.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A DDS domain that no other test uses, in this process or another, as long as this process lives. Domains above 100
 /// would share ports with outgoing connections.
