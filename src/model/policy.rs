@@ -168,7 +168,7 @@ impl Policy {
         let kind = options.kind.unwrap_or_else(|| default_kind(device));
         let checkpoint = Checkpoint::open(
             &options.checkpoint,
-            &OpenOptions { eagle_config: options.eagle_config.clone() },
+            &OpenOptions { eagle_config: options.eagle_config.clone(), ..OpenOptions::default() },
         )?;
         let processor = Processor::load(&checkpoint, options.tokenizer.as_deref(), &options.embodiment)?;
         let mut policy = Self::assemble(&checkpoint, processor, device, kind)?;
@@ -211,12 +211,12 @@ impl Policy {
 
     /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
     pub fn identity(&self) -> String {
-        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.dit().identity())
+        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.engine().identity())
     }
 
     /// What runs the backbone and what runs the DiT, for people.
     pub fn identities(&self) -> (String, String) {
-        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.dit().identity())
+        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.engine().identity())
     }
 
     /// Denoising steps in force.

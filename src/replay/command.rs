@@ -356,7 +356,7 @@ impl Prepared {
 }
 
 fn open(policy: &PolicyOptions) -> anyhow::Result<(Checkpoint, Processor)> {
-    let options = OpenOptions { eagle_config: policy.eagle_config.clone() };
+    let options = OpenOptions { eagle_config: policy.eagle_config.clone(), ..OpenOptions::default() };
     let checkpoint = Checkpoint::open(&policy.checkpoint, &options)?;
     let processor = Processor::load(&checkpoint, policy.tokenizer.as_deref(), &policy.embodiment)?;
     Ok((checkpoint, processor))
