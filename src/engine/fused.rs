@@ -14,6 +14,14 @@ use crate::onnx::dit::rows;
 /// Version of the fused graph as the exporter writes it: raised when its inputs, outputs or arithmetic change.
 pub const FUSED_GRAPH_VERSION: u32 = 1;
 
+/// Which engine a policy shall run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineChoice {
+    /// The folder that `engine_builder` wrote.
+    pub folder: PathBuf,
+    pub precision: Precision,
+}
+
 /// Names of the fused graph's inputs and output.
 pub mod names {
     pub const ACTIONS: &str = "actions";

@@ -25,6 +25,7 @@ pub mod calibration;
 pub use atomic::write_atomically;
 pub use checkpoint_hash::CheckpointHasher;
 pub use error::EngineError;
+pub use fused::EngineChoice;
 pub use graph::GraphKind;
 pub use precision::{ComputeCapability, Precision, check_precision};
 pub use record::{

@@ -58,14 +58,39 @@ impl Buffer {
         })
     }
 
-    /// Its name in the engine.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Number of axes.
+    pub fn rank(&self) -> usize {
+        self.range.max.len()
     }
 
-    /// Shapes that the engine takes.
-    pub fn range(&self) -> &ShapeRange {
-        &self.range
+    /// Whether the engine takes this shape; `what` names it for people.
+    pub fn check(&self, shape: &[i64], what: &'static str) -> Result<(), ModelError> {
+        let ShapeRange { min, max, .. } = &self.range;
+        let fits = shape.len() == min.len()
+            && shape.iter().zip(min.iter().zip(max)).all(|(n, (min, max))| min <= n && n <= max);
+        if fits {
+            return Ok(());
+        }
+        // The axis before the last counts tokens.
+        let tokens = |shape: &[i64]| shape.iter().rev().nth(1).copied().unwrap_or_default();
+        Err(ModelError::Input {
+            what,
+            expected: format!(
+                "{} to {}, which the TensorRT engine was built for; for other prompts or cameras build one with \
+                 `engine_builder --text-tokens MIN,OPT,MAX --image-tokens MIN,OPT,MAX`",
+                tokens(min),
+                tokens(max)
+            ),
+            found: tokens(shape).to_string(),
+        })
+    }
+
+    /// Tells the context the shape in use, where the engine leaves it open.
+    pub fn announce(&self, context: &mut Context) -> Result<(), ModelError> {
+        if self.range.min != self.range.max {
+            context.set_shape(&self.name, &self.shape)?;
+        }
+        Ok(())
     }
 
     /// Gives the memory to the context, which keeps it alive.

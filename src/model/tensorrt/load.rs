@@ -8,18 +8,10 @@ use super::{Queueing, TensorRtVelocity};
 use crate::{
     checkpoint::Checkpoint,
     engine::{
-        CheckpointHasher, EngineNeeds, EngineStore, GpuRecord, Precision, VersionRecord, fused::FusedEngine,
+        CheckpointHasher, EngineChoice, EngineNeeds, EngineStore, GpuRecord, Precision, VersionRecord, fused::FusedEngine,
     },
     tensorrt::{Device, Library, LoadOptions, Runtime, TensorRtError},
 };
-
-/// Which engine is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EngineChoice {
-    /// The folder that `engine_builder` wrote.
-    pub folder: PathBuf,
-    pub precision: Precision,
-}
 
 /// TensorRT and the GPU that it works on.
 #[derive(Debug, Clone)]

@@ -7,7 +7,8 @@ mod buffers;
 mod load;
 mod projections;
 
-pub use load::{EngineChoice, TensorRtDevice, load};
+pub use load::{TensorRtDevice, load};
+pub use projections::{CrossProjections, Projected};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +16,13 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use tch::{Device, Kind, Tensor};
 
-use super::{ModelError, layers::Loader, probe::Probe, tokens::TokenLayout, velocity::VelocityEngine};
+use super::{
+    ModelError,
+    layers::{Loader, split_heads},
+    probe::Probe,
+    tokens::TokenLayout,
+    velocity::VelocityEngine,
+};
 use crate::{
     checkpoint::{Checkpoint, timesteps},
     engine::fused::names,
@@ -23,7 +30,6 @@ use crate::{
     tensorrt::{CapturedContext, Context, Engine},
 };
 use buffers::Buffer;
-use projections::CrossProjections;
 
 /// How the engine's runs are queued.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,7 +50,10 @@ pub struct TensorRtVelocity {
     state_tokens: Buffer,
     step_terms: Buffer,
     velocity: Buffer,
-    cross: CrossProjections,
+    projections: CrossProjections,
+    /// Keys and values, in the order of the projections.
+    cross: Vec<Buffer>,
+    heads: i64,
     /// Per number of denoising steps: (steps, rows, width).
     tables: BTreeMap<usize, Tensor>,
     steps: usize,
@@ -91,7 +100,15 @@ impl TensorRtVelocity {
         for buffer in [&actions, &state_tokens, &step_terms, &velocity] {
             buffer.bind(&mut context)?;
         }
-        let cross = CrossProjections::load(&at.at("model"), config, engine, &mut context)?;
+        let projections = CrossProjections::load(&at.at("model"), config)?;
+        let mut cross = Vec::new();
+        for input in projections.inputs() {
+            let buffer = Buffer::new(engine, input, device)?;
+            buffer.bind(&mut context)?;
+            buffer.announce(&mut context)?;
+            cross.push(buffer);
+        }
+        let heads = config.diffusion.num_attention_heads as i64;
         // SAFETY: null is the default stream, which always is. It is libtorch's current one on this thread: nothing in this
         // program ever sets another.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
@@ -106,7 +123,9 @@ impl TensorRtVelocity {
             state_tokens,
             step_terms,
             velocity,
+            projections,
             cross,
+            heads,
             tables: BTreeMap::new(),
             steps: 0,
             conditioned: false,
@@ -122,16 +141,6 @@ impl TensorRtVelocity {
         self.run.fallback()
     }
 
-    /// The engine's inputs as they are now, by name, for calibration and for whoever hunts a numerical difference.
-    pub fn inputs(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
-        let mut inputs = vec![
-            (names::ACTIONS.to_owned(), self.actions.view()?),
-            (names::STATE_TOKENS.to_owned(), self.state_tokens.view()?),
-            (names::STEP_TERMS.to_owned(), self.step_terms.view()?),
-        ];
-        inputs.extend(self.cross.inputs()?);
-        Ok(inputs)
-    }
 }
 
 impl VelocityEngine for TensorRtVelocity {
@@ -164,7 +173,16 @@ impl VelocityEngine for TensorRtVelocity {
         _probe: &mut Probe,
     ) -> Result<(), ModelError> {
         self.conditioned = false;
-        self.cross.condition(context, layout, self.run.context())?;
+        let engine = self.run.context();
+        for (projected, buffer) in self.projections.project(context, layout)?.into_iter().zip(&mut self.cross) {
+            let mut own = projected.tokens;
+            if buffer.rank() == 4 {
+                own = split_heads(&own, self.heads)?;
+            }
+            buffer.check(&own.size(), projected.reads)?;
+            buffer.resize(&own.size(), engine)?;
+            buffer.fill(&own)?;
+        }
         self.conditioned = true;
         Ok(())
     }
