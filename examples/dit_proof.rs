@@ -152,8 +152,7 @@ fn main() -> Result<()> {
         Step::Checkpoint { dir, blocks } => timed("checkpoint", || write_checkpoint(&dir, blocks)),
         Step::Onnx { place, prompt } => {
             let checkpoint = open(&place.dir)?;
-            let written =
-                timed("export", || Ok(prompt.request().export(&checkpoint, &place.out)?))?;
+            let written = timed("export", || Ok(prompt.request().export(&checkpoint, &place.out)?))?;
             println!("{} and {} bytes of weights", written.model.display(), written.data_bytes);
             Ok(())
         }
@@ -304,7 +303,9 @@ fn build(
                 algorithm: CalibrationAlgorithm::Entropy,
                 batches: Box::new(inputs),
                 cache: Some(place.out.join("int8.cache")),
-                shapes: graph.profile(&checkpoint.config).map(|_| graph.calibration_profile(&checkpoint.config)),
+                shapes: graph
+                    .profile(&checkpoint.config)
+                    .map(|_| graph.calibration_profile(&checkpoint.config)),
             };
             Ok((calibration, record))
         })?),

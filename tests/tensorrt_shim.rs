@@ -14,16 +14,28 @@ fn root() -> &'static Path {
 
 #[test]
 fn the_shim_compiles_against_every_set_of_headers() {
-    let all: Vec<_> =
-        headers::find().into_iter().filter(|headers| matches!(headers.version, (8, 5.., _) | (10 | 11, ..))).collect();
+    let all: Vec<_> = headers::find()
+        .into_iter()
+        .filter(|headers| matches!(headers.version, (8, 5.., _) | (10 | 11, ..)))
+        .collect();
     if all.is_empty() {
-        eprintln!("skipped: no TensorRT headers (`cargo info {}` brings those of the newest)", headers::HEADER_CRATE);
+        eprintln!(
+            "skipped: no TensorRT headers (`cargo info {}` brings those of the newest)",
+            headers::HEADER_CRATE
+        );
         return;
     }
     let shim = root().join("src/tensorrt/shim");
     for headers in all {
         let output = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()))
-            .args(["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"])
+            .args([
+                "-std=c++17",
+                "-fsyntax-only",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wno-deprecated-declarations",
+            ])
             .arg("-isystem")
             .arg(&headers.folder)
             .arg("-isystem")
@@ -48,7 +60,10 @@ fn a_folder_with_only_some_of_the_headers_is_no_set() {
     assert_eq!(headers::read(folder.path()), None);
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
     write("NvInfer.h", "");
-    write("NvInferVersion.h", "#define NV_TENSORRT_MAJOR 8\n#define NV_TENSORRT_MINOR 6\n#define NV_TENSORRT_PATCH 1\n");
+    write(
+        "NvInferVersion.h",
+        "#define NV_TENSORRT_MAJOR 8\n#define NV_TENSORRT_MINOR 6\n#define NV_TENSORRT_PATCH 1\n",
+    );
     assert_eq!(headers::read(folder.path()), None);
     write("NvOnnxParser.h", "");
     assert_eq!(headers::read(folder.path()).expect("a set").version, (8, 6, 1));

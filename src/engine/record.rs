@@ -203,11 +203,11 @@ impl EngineNeeds {
         let embodiment = self.graph.parameters.get("embodiment");
         let embodiment = embodiment.map(|index| format!(" --embodiment {}", quoted(&index.to_string())));
         format!(
-            "engine_builder --checkpoint {}{} --graph {} --precision {} --out {}",
+            "engine_builder --checkpoint {} --graph {} --precision {}{} --out {}",
             quoted(&self.checkpoint.display().to_string()),
-            embodiment.unwrap_or_default(),
             self.graph.kind,
             self.precision,
+            embodiment.unwrap_or_default(),
             quoted(&folder.display().to_string())
         )
     }

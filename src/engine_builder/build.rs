@@ -7,11 +7,13 @@ use super::graph::GraphRequest;
 use crate::{
     checkpoint::Checkpoint,
     engine::{
-        BuilderRecord, CalibrationRecord, CheckpointRecord, EngineError, EngineNeeds, EngineRecord, EngineStore,
-        GraphKind, PlanRecord, Precision, RECORD_FORMAT, check_precision,
+        BuilderRecord, CalibrationRecord, CheckpointRecord, EngineError, EngineNeeds, EngineRecord,
+        EngineStore, GraphKind, PlanRecord, Precision, RECORD_FORMAT, check_precision,
     },
     model::tensorrt::TensorRtDevice,
-    tensorrt::{BuildOptions, BuildProgress, BuildReport, F32Layers, Int8Calibration, TensorRtError, build_from_onnx},
+    tensorrt::{
+        BuildOptions, BuildProgress, BuildReport, F32Layers, Int8Calibration, TensorRtError, build_from_onnx,
+    },
 };
 
 /// How an engine is built.

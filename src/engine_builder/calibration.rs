@@ -71,7 +71,10 @@ impl DenoisingInputs {
                 let mut sample = vec![
                     (names::ACTIONS.to_owned(), actions),
                     (names::STATE_TOKENS.to_owned(), tokens.shallow_clone()),
-                    (names::STEP_TERMS.to_owned(), wide(&terms.f_select(0, step as i64)?)?.f_add_scalar(0.0)?),
+                    (
+                        names::STEP_TERMS.to_owned(),
+                        wide(&terms.f_select(0, step as i64)?)?.f_add_scalar(0.0)?,
+                    ),
                 ];
                 sample.extend(cross.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
                 samples.push(sample);
@@ -86,6 +89,11 @@ impl DenoisingInputs {
     /// Identity of the inputs.
     pub fn hash(&self) -> &str {
         &self.hash
+    }
+
+    /// The samples that are left: each input by name.
+    pub fn samples(&self) -> &[Vec<(String, Tensor)>] {
+        self.samples.as_slice()
     }
 
     /// Samples left.
@@ -144,7 +152,11 @@ impl CollectedInputs {
         let set = CalibrationSet::open(folder)?;
         let meta = set.meta();
         let refuse = |expected: String, found: String| {
-            Err(EngineError::Invalid { what: format!("calibration set {}", folder.display()), expected, found })
+            Err(EngineError::Invalid {
+                what: format!("calibration set {}", folder.display()),
+                expected,
+                found,
+            })
         };
         if meta.graph != GraphKind::DitFused {
             return refuse(format!("inputs of {}", GraphKind::DitFused), meta.graph.to_string());
@@ -184,7 +196,9 @@ impl CalibrationBatches for CollectedInputs {
                 .tensors
                 .get(*input)
                 .ok_or_else(|| format!("expected the input {input:?} in {}, found none", sample.source))?;
-            let values = tensor.to_f32().ok_or_else(|| format!("expected f32 for {input:?}, found {:?}", tensor.dtype))?;
+            let values = tensor
+                .to_f32()
+                .ok_or_else(|| format!("expected f32 for {input:?}, found {:?}", tensor.dtype))?;
             let uploaded = Tensor::f_from_slice(&values).and_then(|values| values.f_to_device(self.device));
             memories.push(memory(uploaded.map_err(|error| error.to_string())?));
         }

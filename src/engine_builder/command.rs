@@ -128,7 +128,14 @@ mod tests {
     #[test]
     fn options_come_from_the_line_and_from_parameters_and_the_line_wins() {
         let ros = ["--ros-args", "-p", "engine.checkpoint:=ckpt", "-p", "engine.out:=engines"];
-        let more = ["-p", "engine.text_tokens:=[8, 9, 10]", "-p", "engine.norms_f32:=true", "-p", "engine.precision:=int8"];
+        let more = [
+            "-p",
+            "engine.text_tokens:=[8, 9, 10]",
+            "-p",
+            "engine.norms_f32:=true",
+            "-p",
+            "engine.precision:=int8",
+        ];
         let line = ["--precision", "bf16"].iter().chain(&ros).chain(&more).copied().collect::<Vec<_>>();
         let command = read(&line).unwrap();
         assert_eq!(command.checkpoint, PathBuf::from("ckpt"));

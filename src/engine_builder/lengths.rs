@@ -59,7 +59,9 @@ impl FromStr for Lengths {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |part: &str| {
-            part.trim().parse::<usize>().map_err(|_| format!("expected MIN,OPT,MAX or one number, found {text:?}"))
+            part.trim()
+                .parse::<usize>()
+                .map_err(|_| format!("expected MIN,OPT,MAX or one number, found {text:?}"))
         };
         match text.split(',').map(number).collect::<Result<Vec<_>, _>>()?.as_slice() {
             [one] => Self::new(*one, *one, *one),

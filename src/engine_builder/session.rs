@@ -21,8 +21,8 @@ use super::{
 use crate::{
     checkpoint::{Checkpoint, OpenOptions, Parts},
     engine::{
-        AccuracyRecord, CalibrationRecord, CheckpointHasher, EngineRecord, EngineStore, GraphKind, LatencyRecord,
-        Precision, check_precision,
+        AccuracyRecord, CalibrationRecord, CheckpointHasher, EngineRecord, EngineStore, GraphKind,
+        LatencyRecord, Precision, check_precision,
     },
     model::{
         action_head::ActionHead,
@@ -79,7 +79,10 @@ pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
     // libtorch first: whether it has CUDA is decided when it is first asked.
     let device = device::select(&command.device)?;
     let Device::Cuda(ordinal) = device else {
-        bail!("--device: expected cuda or cuda:N, found {:?}: engines are built on the GPU that runs them", command.device);
+        bail!(
+            "--device: expected cuda or cuda:N, found {:?}: engines are built on the GPU that runs them",
+            command.device
+        );
     };
     let here = TensorRtDevice::open(ordinal)?;
     say(&format!("TensorRT {}, {:?}", here.library.version(), here.device));

@@ -54,7 +54,8 @@ impl Measured {
 
 /// The table of modes: accuracy and latency of all denoising steps.
 pub fn modes(all: &[Measured]) -> String {
-    let mut table = blank(&["mode", "against", "velocity MSE", "MAE", "max", "cosine", "least cosine", "actions MSE"]);
+    let mut table =
+        blank(&["mode", "against", "velocity MSE", "MAE", "max", "cosine", "least cosine", "actions MSE"]);
     for mode in all {
         for against in &mode.against {
             let (velocity, actions) = (&against.velocity.overall, against.actions.steps.last());

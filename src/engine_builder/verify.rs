@@ -76,6 +76,11 @@ impl Trace {
         Ok(trace)
     }
 
+    /// The velocity of each step, flattened.
+    pub fn velocities(&self) -> &[Vec<f32>] {
+        &self.velocity
+    }
+
     /// Root of the mean square of the velocities, to know what size of error matters.
     pub fn velocity_rms(&self) -> f64 {
         let all = self.velocity.iter().flatten();

@@ -14,12 +14,7 @@ use crate::{
     checkpoint::{Checkpoint, OpenOptions},
     evaluation::{ActionGroup, Dimension, Gate},
     model::policy::PolicyOptions,
-    node::{
-        arguments::RosArguments,
-        config::NodeConfig,
-        policy_options::policy_options,
-        tool_command::Tool,
-    },
+    node::{arguments::RosArguments, config::NodeConfig, policy_options::policy_options, tool_command::Tool},
     processor::Processor,
     recording::{
         bag::{Bag, SamplesOptions, Stride, TruthSource},
@@ -275,7 +270,9 @@ impl Command {
         let own = policy.engine.as_ref().map(|choice| choice.folder.clone());
         let engines = self.engines.clone().or(own);
         if let (Some(mode), None) = (self.modes.iter().find(|mode| mode.precision().is_some()), &engines) {
-            bail!("--modes {mode}: expected the folder of engine_builder's engines, found none; give --engines DIR");
+            bail!(
+                "--modes {mode}: expected the folder of engine_builder's engines, found none; give --engines DIR"
+            );
         }
         let longest = processor.action().horizon();
         let horizon = self.horizon.unwrap_or(longest);

@@ -94,12 +94,20 @@ impl PredictionWriter {
         let moving: Vec<_> = prediction
             .actions
             .iter()
-            .filter_map(|(key, values)| Some((self.builder.joints.get(key).filter(|joints| !joints.is_empty())?, values)))
+            .filter_map(|(key, values)| {
+                Some((self.builder.joints.get(key).filter(|joints| !joints.is_empty())?, values))
+            })
             .collect();
         let rows = moving.iter().map(|(_, values)| values.nrows()).min().unwrap_or(0);
         let point = |row: usize| JointTrajectoryPoint {
-            positions: moving.iter().flat_map(|(_, values)| values.row(row).to_vec()).map(f64::from).collect(),
-            time_from_start: row_time(sample.stamp, self.builder.step_time, row).elapsed_since(sample.stamp).into(),
+            positions: moving
+                .iter()
+                .flat_map(|(_, values)| values.row(row).to_vec())
+                .map(f64::from)
+                .collect(),
+            time_from_start: row_time(sample.stamp, self.builder.step_time, row)
+                .elapsed_since(sample.stamp)
+                .into(),
             ..JointTrajectoryPoint::default()
         };
         JointTrajectory {

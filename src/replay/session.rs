@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     evaluation::{
-        CheckpointIdentity, Comparison, Interrupt, Journal, Machine, ModeIdentity, Options, Partial, Progress,
-        Run, RunBuilder, Source, TrajectoryResult, report,
+        CheckpointIdentity, Comparison, Interrupt, Journal, Machine, ModeIdentity, Options, Partial,
+        Progress, Run, RunBuilder, Source, TrajectoryResult, report,
     },
     model::policy::{Policy, Prediction},
     node::arguments::RosArguments,
@@ -226,7 +226,8 @@ fn head(command: &Command, replay: &ReplayOptions, source: Source) -> Run {
             noise_seed: Some(replay.noise_seed),
             denoising_steps: replay.policy.denoising_steps.unwrap_or_default() as u64,
             step_time_s: Some(replay.step_time.as_secs_f64()),
-            other: [("device".to_owned(), device.to_owned()), ("truth".to_owned(), command.truth.clone())].into(),
+            other: [("device".to_owned(), device.to_owned()), ("truth".to_owned(), command.truth.clone())]
+                .into(),
         },
         reference: replay.modes.first().map(|mode| mode.name().to_owned()).unwrap_or_default(),
         ..Run::default()

@@ -109,7 +109,9 @@ impl Recording {
                 });
                 let frames = frames.min();
                 match options.stride {
-                    Stride::Sets(every) => frames.map_or(u64::MAX, |frames| frames.div_ceil(every.get().into())),
+                    Stride::Sets(every) => {
+                        frames.map_or(u64::MAX, |frames| frames.div_ceil(every.get().into()))
+                    }
                     Stride::Period(period) if period.is_zero() => frames.unwrap_or(u64::MAX),
                     Stride::Period(period) => {
                         let most = (bag.duration().as_secs_f64() / period.as_secs_f64()).ceil() as u64;
@@ -119,7 +121,10 @@ impl Recording {
             }
             Self::Dataset { dataset, episodes, options, .. } => {
                 let number = episodes.get(trajectory);
-                let rows = dataset.episodes().find(|(episode, _)| Some(episode) == number).map_or(0, |(_, rows)| rows);
+                let rows = dataset
+                    .episodes()
+                    .find(|(episode, _)| Some(episode) == number)
+                    .map_or(0, |(_, rows)| rows);
                 rows.div_ceil(options.stride.max(1))
             }
         }

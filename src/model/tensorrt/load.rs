@@ -8,7 +8,8 @@ use super::{Queueing, TensorRtVelocity};
 use crate::{
     checkpoint::Checkpoint,
     engine::{
-        CheckpointHasher, EngineChoice, EngineNeeds, EngineStore, GpuRecord, Precision, VersionRecord, fused::FusedEngine,
+        CheckpointHasher, EngineChoice, EngineNeeds, EngineStore, GpuRecord, Precision, VersionRecord,
+        fused::FusedEngine,
     },
     tensorrt::{Device, Library, LoadOptions, Runtime, TensorRtError},
 };
@@ -84,7 +85,8 @@ pub fn load(
     let tch::Device::Cuda(ordinal) = at.device() else {
         return Err(ModelError::Device {
             requested: format!("{:?}", at.device()),
-            reason: "TensorRT engines run on NVIDIA GPUs only: choose cuda, or run without an engine".to_owned(),
+            reason: "TensorRT engines run on NVIDIA GPUs only: choose cuda, or run without an engine"
+                .to_owned(),
         });
     };
     let here = TensorRtDevice::open(ordinal)?;

@@ -86,7 +86,10 @@ impl TensorRtVelocity {
         if device != Device::Cuda(gpu.ordinal()) {
             return Err(ModelError::Device {
                 requested: format!("{device:?}"),
-                reason: format!("the TensorRT engine is on cuda:{}, and both must be on one GPU", gpu.ordinal()),
+                reason: format!(
+                    "the TensorRT engine is on cuda:{}, and both must be on one GPU",
+                    gpu.ordinal()
+                ),
             });
         }
         let config = &checkpoint.config;
@@ -114,7 +117,9 @@ impl TensorRtVelocity {
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
         let run = match queueing {
             Queueing::Graph => CapturedContext::new(context),
-            Queueing::Eager => CapturedContext::without_graph(context, "queueing kernel by kernel was asked for"),
+            Queueing::Eager => {
+                CapturedContext::without_graph(context, "queueing kernel by kernel was asked for")
+            }
         };
         Ok(Self {
             run,
@@ -140,7 +145,6 @@ impl TensorRtVelocity {
     pub fn fallback(&self) -> Option<&str> {
         self.run.fallback()
     }
-
 }
 
 impl VelocityEngine for TensorRtVelocity {
@@ -174,7 +178,8 @@ impl VelocityEngine for TensorRtVelocity {
     ) -> Result<(), ModelError> {
         self.conditioned = false;
         let engine = self.run.context();
-        for (projected, buffer) in self.projections.project(context, layout)?.into_iter().zip(&mut self.cross) {
+        for (projected, buffer) in self.projections.project(context, layout)?.into_iter().zip(&mut self.cross)
+        {
             let mut own = projected.tokens;
             if buffer.rank() == 4 {
                 own = split_heads(&own, self.heads)?;
@@ -194,13 +199,12 @@ impl VelocityEngine for TensorRtVelocity {
         actions: &Tensor,
         probe: &mut Probe,
     ) -> Result<Tensor, ModelError> {
-        let table = self.tables.get(&self.steps).filter(|_| step < self.steps).ok_or_else(|| {
-            ModelError::Input {
+        let table =
+            self.tables.get(&self.steps).filter(|_| step < self.steps).ok_or_else(|| ModelError::Input {
                 what: "denoising step",
                 expected: format!("below {}", self.steps),
                 found: step.to_string(),
-            }
-        })?;
+            })?;
         if !self.conditioned {
             return Err(ModelError::Input {
                 what: "TensorRT engine",
