@@ -12,7 +12,7 @@ use std::{
 };
 
 use groot_policy::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, OpenOptions},
     node::config::NodeConfig,
     processor::Processor,
     recording::{
@@ -137,7 +137,7 @@ fn main() -> Result<()> {
     let compressed =
         ["front", "wrist"].map(|camera| (format!("cameras.{camera}.transport"), "compressed".to_owned()));
     let config = NodeConfig::load(&[root.join("config/demo.yaml")], &compressed)?;
-    let checkpoint = Checkpoint::open(&config.checkpoint.path)?;
+    let checkpoint = Checkpoint::open(&config.checkpoint.path, &OpenOptions::default())?;
     let processor = Processor::load(&checkpoint, config.checkpoint.tokenizer.as_deref(), &config.embodiment)?;
     let folder = tempfile::tempdir()?;
     let bag = folder.path().join("replay");

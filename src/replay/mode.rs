@@ -110,10 +110,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mode_is_known_by_its_name_and_others_are_refused_with_the_list() {
+    fn every_mode_is_known_by_its_name_and_says_what_runs_and_others_are_refused_with_the_list() {
         for mode in Mode::ALL {
             assert_eq!(mode.name().parse(), Ok(mode));
         }
+        let base = PolicyOptions { kind: Some(Kind::BFloat16), ..PolicyOptions::default() };
+        let hybrid = Mode::TensorRtInt8.options(&base, Path::new("engines"));
+        let engine = EngineChoice { folder: "engines".into(), precision: Precision::Int8 };
+        assert_eq!((hybrid.kind, hybrid.engine.as_ref()), (base.kind, Some(&engine)));
+        assert_eq!(Mode::Torch.options(&hybrid, Path::new("engines")).engine, None);
         let error = "tensorflow".parse::<Mode>().unwrap_err().to_string();
         assert!(error.contains("torch-bf16") && error.contains("\"tensorflow\""), "{error}");
     }
