@@ -139,7 +139,7 @@ fn main() -> Result<()> {
     let config = NodeConfig::load(&[root.join("config/demo.yaml")], &compressed)?;
     let checkpoint = Checkpoint::open(
         &config.checkpoint.path,
-        &OpenOptions { eagle_config: config.checkpoint.eagle_config.clone() },
+        &OpenOptions { eagle_config: config.checkpoint.eagle_config.clone(), ..OpenOptions::default() },
     )?;
     let processor = Processor::load(&checkpoint, config.checkpoint.tokenizer.as_deref(), &config.embodiment)?;
     let folder = tempfile::tempdir()?;

@@ -203,7 +203,7 @@ fn an_explicit_eagle_config_wins_over_that_of_the_directory_which_wins_over_the_
     let moved = elsewhere.path().join("backbone.json");
     fs::copy(&own, &moved).unwrap();
     fs::write(&own, "not used").unwrap();
-    let options = OpenOptions { eagle_config: Some(moved) };
+    let options = OpenOptions { eagle_config: Some(moved), ..OpenOptions::default() };
     assert!(Checkpoint::open(dir.path(), &options).is_ok());
     only_complaint(dir.path(), &["eagle_config.json: at ", "line 1"]);
     fs::remove_file(&own).unwrap();
@@ -213,7 +213,8 @@ fn an_explicit_eagle_config_wins_over_that_of_the_directory_which_wins_over_the_
             "config.json: backbone_embedding_dim: expected 2048, the hidden_size of the Eagle language model, found",
         ],
     );
-    let absent = OpenOptions { eagle_config: Some(elsewhere.path().join("absent.json")) };
+    let absent =
+        OpenOptions { eagle_config: Some(elsewhere.path().join("absent.json")), ..OpenOptions::default() };
     let text = Checkpoint::open(dir.path(), &absent).unwrap_err().to_string();
     assert!(text.contains("absent.json: cannot be read: No such file"), "{text}");
 }

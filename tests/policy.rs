@@ -9,6 +9,7 @@ use checkpoint_writer::{
     SINGLE_FILE, copy_side_files, deal, read_tensors, tiny_checkpoint, write_shards, write_tensors,
 };
 use groot_policy::{
+    engine::{EngineChoice, Precision},
     model::{
         ModelError,
         policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Prediction, seeded_noise},
@@ -193,4 +194,12 @@ fn an_embodiment_that_the_checkpoint_does_not_know_is_refused_with_those_it_know
     let unknown = PolicyOptions { embodiment: "r2d2".to_owned(), ..options(&tiny_checkpoint()) };
     let error = Policy::load(&unknown).err().unwrap().to_string();
     assert!(error.contains("r2d2") && error.contains("new_embodiment"), "{error}");
+}
+
+#[test]
+fn a_tensorrt_engine_is_refused_on_the_cpu_before_anything_else_is_loaded() {
+    let engine = EngineChoice { folder: "engines".into(), precision: Precision::Fp16 };
+    let options = PolicyOptions { engine: Some(engine), ..options(&tiny_checkpoint()) };
+    let error = Policy::load(&options).err().unwrap().to_string();
+    assert!(error.contains("TensorRT engine"), "{error}");
 }

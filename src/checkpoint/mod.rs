@@ -78,6 +78,23 @@ pub struct OpenOptions {
     /// The backbone's configuration file. `None`: `eagle_config.json` in the directory if it exists, else the built-in
     /// values of the 3B model.
     pub eagle_config: Option<PathBuf>,
+    /// Which tensors must be there.
+    pub parts: Parts,
+}
+
+/// Parts of the network, for whoever needs no more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Parts {
+    #[default]
+    All,
+    /// Everything behind the backbone.
+    ActionHead,
+}
+
+impl Parts {
+    fn includes(self, spec: &TensorSpec) -> bool {
+        self == Self::All || spec.name.starts_with("action_head.")
+    }
 }
 
 impl Checkpoint {
@@ -99,7 +116,11 @@ impl Checkpoint {
         }
 
         let mut scan = scan(dir)?;
-        let verdict = validate(&key_table(&config, &eagle), &scan);
+        let mut table = key_table(&config, &eagle);
+        for spec in table.iter_mut().filter(|spec| !options.parts.includes(spec)) {
+            spec.purpose = Purpose::Unused;
+        }
+        let verdict = validate(&table, &scan);
         scan.problems.extend(verdict.problems);
         if !scan.problems.is_empty() {
             return Err(CheckpointError::Invalid { dir: dir.to_owned(), problems: Problems(scan.problems) });

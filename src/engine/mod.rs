@@ -8,11 +8,13 @@
 //! | [`EngineStore`] | the folder of engines: writing them whole, checking their hash before use |
 //! | [`CheckpointHasher`] | the identity of the weights |
 //! | [`check_precision`] | what a GPU cannot run, and what is known to be wrong |
+//! | [`fused`] | what an engine of the fused graph must be built for |
 //! | [`calibration`] | ranges for INT8 from collected inputs |
 
 mod atomic;
 mod checkpoint_hash;
 mod error;
+pub mod fused;
 mod graph;
 mod precision;
 mod record;
@@ -23,6 +25,7 @@ pub mod calibration;
 pub use atomic::write_atomically;
 pub use checkpoint_hash::CheckpointHasher;
 pub use error::EngineError;
+pub use fused::EngineChoice;
 pub use graph::GraphKind;
 pub use precision::{ComputeCapability, Precision, check_precision};
 pub use record::{

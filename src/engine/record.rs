@@ -199,11 +199,15 @@ pub struct EngineNeeds {
 impl EngineNeeds {
     /// The command that builds the engine into `folder`.
     pub fn rebuild_command(&self, folder: &std::path::Path) -> String {
+        // Folded into the graph, if it has one.
+        let embodiment = self.graph.parameters.get("embodiment");
+        let embodiment = embodiment.map(|index| format!(" --embodiment {}", quoted(&index.to_string())));
         format!(
-            "engine_builder --checkpoint {} --graph {} --precision {} --out {}",
+            "engine_builder --checkpoint {} --graph {} --precision {}{} --out {}",
             quoted(&self.checkpoint.display().to_string()),
             self.graph.kind,
             self.precision,
+            embodiment.unwrap_or_default(),
             quoted(&folder.display().to_string())
         )
     }

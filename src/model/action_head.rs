@@ -6,10 +6,11 @@ use tch::{Device, Kind, Tensor};
 use super::{
     ModelError,
     dit::DitEngine,
-    embodiment::{ActionEncoder, Mlp},
+    embodiment::Mlp,
     layers::{LayerNorm, Loader},
     probe::Probe,
     tokens::TokenLayout,
+    velocity::{LayeredVelocity, VelocityEngine},
 };
 pub use crate::checkpoint::timesteps;
 use crate::{checkpoint::ModelConfig, processor::guidance::Guidance};
@@ -21,11 +22,7 @@ const CONTEXT_EPS: f64 = 1e-5;
 pub struct ActionHead {
     context_norm: LayerNorm,
     state_encoder: Mlp,
-    action_encoder: ActionEncoder,
-    action_decoder: Mlp,
-    /// (1, horizon, width).
-    positions: Option<Tensor>,
-    dit: Box<dyn DitEngine>,
+    engine: Box<dyn VelocityEngine>,
     timesteps: Vec<i64>,
     buckets: usize,
     horizon: i64,
@@ -42,23 +39,25 @@ impl ActionHead {
         embodiment: usize,
         dit: Box<dyn DitEngine>,
     ) -> Result<Self, ModelError> {
-        let horizon = config.action_horizon as i64;
-        let positions = if config.add_pos_embed {
-            let all = at.at("position_embedding").tensor("weight")?;
-            Some(all.f_narrow(0, 0, horizon)?.f_unsqueeze(0)?.f_contiguous()?)
-        } else {
-            None
-        };
+        let engine = Box::new(LayeredVelocity::load(at, config, embodiment, dit)?);
+        Self::with_engine(at, config, embodiment, engine)
+    }
+
+    /// As [`load`](Self::load), with an engine for the whole denoising step: of the module's weights only the norm of the
+    /// context and the state encoder are read.
+    pub fn with_engine(
+        at: &Loader,
+        config: &ModelConfig,
+        embodiment: usize,
+        engine: Box<dyn VelocityEngine>,
+    ) -> Result<Self, ModelError> {
         let mut head = Self {
             context_norm: LayerNorm::load(&at.at("vlln"), CONTEXT_EPS)?,
             state_encoder: Mlp::load(&at.at("state_encoder"), embodiment)?,
-            action_encoder: ActionEncoder::load(&at.at("action_encoder"), embodiment)?,
-            action_decoder: Mlp::load(&at.at("action_decoder"), embodiment)?,
-            positions,
-            dit,
+            engine,
             timesteps: Vec::new(),
             buckets: config.num_timestep_buckets,
-            horizon,
+            horizon: config.action_horizon as i64,
             action_dim: config.max_action_dim as i64,
             device: at.device(),
             kind: at.kind(),
@@ -78,8 +77,7 @@ impl ActionHead {
         }
         let timesteps = timesteps(steps, self.buckets);
         if timesteps != self.timesteps {
-            self.action_encoder.set_timesteps(&timesteps)?;
-            self.dit.set_timesteps(&timesteps)?;
+            self.engine.set_timesteps(&timesteps)?;
             self.timesteps = timesteps;
         }
         Ok(())
@@ -95,9 +93,9 @@ impl ActionHead {
         (self.horizon as usize, self.action_dim as usize)
     }
 
-    /// The transformer in use.
-    pub fn dit(&self) -> &dyn DitEngine {
-        &*self.dit
+    /// What runs the denoising steps.
+    pub fn engine(&self) -> &dyn VelocityEngine {
+        &*self.engine
     }
 
     /// The norm over the backbone's features, (B, S, D).
@@ -110,22 +108,12 @@ impl ActionHead {
         &self.state_encoder
     }
 
-    /// The action encoder.
-    pub fn action_encoder(&mut self) -> &mut ActionEncoder {
-        &mut self.action_encoder
-    }
-
-    /// The action decoder.
-    pub fn action_decoder(&self) -> &Mlp {
-        &self.action_decoder
-    }
-
     /// A tensor from elsewhere on the head's device and in its type.
     pub fn adopt(&self, tensor: &Tensor) -> Result<Tensor, ModelError> {
         Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
     }
 
-    /// Encodes the state (B, T_state, max state dim) and hands the tick's context to the transformer.
+    /// Encodes the state (B, T_state, max state dim) and hands the tick's context to the engine.
     ///
     /// Returns the state tokens (B, T_state, width).
     pub fn condition(
@@ -144,11 +132,11 @@ impl ActionHead {
         }
         let tokens = self.state_encoder.forward(&state)?;
         probe.record(|| "head.state_features".to_owned(), &tokens);
-        self.dit.condition(&context, layout, probe)?;
+        self.engine.condition(&context, layout, probe)?;
         Ok(tokens)
     }
 
-    /// Velocity (B, horizon, action dim) in the model's type of noisy actions at denoising step `step`.
+    /// Velocity (B, horizon, action dim), in the engine's type, of noisy actions at denoising step `step`.
     pub fn velocity(
         &mut self,
         state_tokens: &Tensor,
@@ -156,20 +144,7 @@ impl ActionHead {
         step: usize,
         probe: &mut Probe,
     ) -> Result<Tensor, ModelError> {
-        let actions = actions.f_to_kind(self.kind)?;
-        probe.record(|| format!("head.step{step}.actions_in"), &actions);
-        let mut tokens = self.action_encoder.forward(&actions, step, probe)?;
-        probe.record(|| format!("head.step{step}.action_encoder_out"), &tokens);
-        if let Some(positions) = &self.positions {
-            tokens = tokens.f_add(positions)?;
-        }
-        let tokens = Tensor::f_cat(&[state_tokens, &tokens], 1)?;
-        probe.record(|| format!("head.step{step}.sa_embs"), &tokens);
-        let hidden = self.dit.step(step, &tokens, probe)?;
-        let decoded = self.action_decoder.forward(&hidden)?;
-        probe.record(|| format!("head.step{step}.decoder_out"), &decoded);
-        let first = decoded.size()[1] - self.horizon;
-        let velocity = decoded.f_narrow(1, first, self.horizon)?;
+        let velocity = self.engine.velocity(step, state_tokens, actions, probe)?;
         probe.record(|| format!("head.step{step}.velocity"), &velocity);
         Ok(velocity)
     }

@@ -6,6 +6,8 @@
 //! | [`language`] | the kept Qwen3 layers |
 //! | [`backbone`] | both, from [`ModelInputs`](crate::processor::ModelInputs) to features |
 //! | [`dit`] | the diffusion transformer, behind [`DitEngine`](dit::DitEngine) |
+//! | [`velocity`] | one denoising step as a whole, behind [`VelocityEngine`](velocity::VelocityEngine) |
+//! | `tensorrt` | the same as one TensorRT engine (feature `tensorrt`) |
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
 //! | [`policy`] | observation in, physical actions out |
@@ -22,8 +24,11 @@ pub mod language;
 pub mod layers;
 pub mod policy;
 pub mod probe;
+#[cfg(feature = "tensorrt")]
+pub mod tensorrt;
 pub mod thread;
 pub mod tokens;
+pub mod velocity;
 pub mod vision;
 
 use tch::TchError;
@@ -48,6 +53,16 @@ pub enum ModelError {
         /// Why it is not to be had, and what to do.
         reason: String,
     },
+    /// A TensorRT engine could not be loaded or run.
+    #[cfg(feature = "tensorrt")]
+    #[error(transparent)]
+    TensorRt(#[from] crate::tensorrt::TensorRtError),
+    /// The engine's file is missing, damaged, or was built for something else.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
+    /// What the denoising steps are conditioned on could not be computed from the checkpoint.
+    #[error(transparent)]
+    Onnx(#[from] crate::onnx::OnnxError),
     /// The inputs do not fit the model or each other.
     #[error("{what}: expected {expected}, found {found}")]
     Input {

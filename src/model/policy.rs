@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, OpenOptions},
+    engine::EngineChoice,
     observation::Observation,
     processor::{
         ModelInputs, NamedActions, Processor, ProcessorError,
@@ -42,6 +44,8 @@ pub struct PolicyOptions {
     pub kind: Option<Kind>,
     /// Denoising steps; None is the checkpoint's.
     pub denoising_steps: Option<usize>,
+    /// The TensorRT engine that denoises; None is libtorch.
+    pub engine: Option<EngineChoice>,
 }
 
 /// Why there is no policy, or no prediction.
@@ -168,10 +172,11 @@ impl Policy {
         let kind = options.kind.unwrap_or_else(|| default_kind(device));
         let checkpoint = Checkpoint::open(
             &options.checkpoint,
-            &OpenOptions { eagle_config: options.eagle_config.clone() },
+            &OpenOptions { eagle_config: options.eagle_config.clone(), ..OpenOptions::default() },
         )?;
         let processor = Processor::load(&checkpoint, options.tokenizer.as_deref(), &options.embodiment)?;
-        let mut policy = Self::assemble(&checkpoint, processor, device, kind)?;
+        let engine = options.engine.as_ref();
+        let mut policy = Self::assemble(Arc::new(checkpoint), processor, device, kind, engine)?;
         if let Some(steps) = options.denoising_steps {
             policy.head.set_steps(steps)?;
         }
@@ -179,17 +184,25 @@ impl Policy {
     }
 
     fn assemble(
-        checkpoint: &Checkpoint,
+        checkpoint: Arc<Checkpoint>,
         processor: Processor,
         device: Device,
         kind: Kind,
+        engine: Option<&EngineChoice>,
     ) -> Result<Self, PolicyError> {
         let root = Loader::new(&checkpoint.weights, device, kind);
         let (model, eagle) = (&checkpoint.config, &checkpoint.eagle);
-        let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
         let at = root.at("action_head");
-        let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
-        let head = ActionHead::load(&at, model, processor.embodiment_index(), dit)?;
+        let embodiment = processor.embodiment_index();
+        // An engine comes first: it is the largest piece of memory, and where it does not fit, that is soon said.
+        let head = match engine {
+            Some(choice) => engine_head(&at, &checkpoint, embodiment, choice)?,
+            None => {
+                let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
+                ActionHead::load(&at, model, embodiment, dit)?
+            }
+        };
+        let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
         let default_steps = head.steps();
         Ok(Self { processor, backbone, head, default_steps, device, kind })
     }
@@ -211,12 +224,12 @@ impl Policy {
 
     /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
     pub fn identity(&self) -> String {
-        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.dit().identity())
+        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.engine().identity())
     }
 
     /// What runs the backbone and what runs the DiT, for people.
     pub fn identities(&self) -> (String, String) {
-        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.dit().identity())
+        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.engine().identity())
     }
 
     /// Denoising steps in force.
@@ -325,6 +338,30 @@ impl Policy {
         };
         Ok((actions, timing))
     }
+}
+
+#[cfg(feature = "tensorrt")]
+fn engine_head(
+    at: &Loader,
+    checkpoint: &Arc<Checkpoint>,
+    embodiment: usize,
+    choice: &EngineChoice,
+) -> Result<ActionHead, ModelError> {
+    super::tensorrt::load(at, checkpoint, embodiment, choice)
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn engine_head(
+    _at: &Loader,
+    _checkpoint: &Arc<Checkpoint>,
+    _embodiment: usize,
+    choice: &EngineChoice,
+) -> Result<ActionHead, ModelError> {
+    Err(ModelError::Input {
+        what: "TensorRT engine",
+        expected: "a program built with the feature `tensorrt`".to_owned(),
+        found: format!("one without, asked for a {} engine in {}", choice.precision, choice.folder.display()),
+    })
 }
 
 fn count_non_finite(x: &Tensor) -> Result<i64, ModelError> {

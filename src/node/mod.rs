@@ -22,4 +22,5 @@ pub mod policy;
 #[cfg(feature = "torch")]
 pub mod policy_options;
 pub mod status;
+pub mod tool_command;
 pub mod transition_events;

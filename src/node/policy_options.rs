@@ -17,5 +17,6 @@ pub fn policy_options(config: &NodeConfig) -> PolicyOptions {
         },
         kind: None,
         denoising_steps: config.denoising_steps,
+        engine: config.engine.clone(),
     }
 }

@@ -14,11 +14,7 @@ use crate::{
     checkpoint::{Checkpoint, OpenOptions},
     evaluation::{ActionGroup, Dimension, Gate},
     model::policy::PolicyOptions,
-    node::{
-        arguments::RosArguments,
-        config::{NodeConfig, ParameterValue},
-        policy_options::policy_options,
-    },
+    node::{arguments::RosArguments, config::NodeConfig, policy_options::policy_options, tool_command::Tool},
     processor::Processor,
     recording::{
         bag::{Bag, SamplesOptions, Stride, TruthSource},
@@ -62,9 +58,13 @@ pub struct Command {
     /// auto, cpu, cuda or cuda:N
     #[arg(long)]
     pub device: Option<String>,
-    /// What runs the network, the reference first: torch, torch-f32, torch-bf16
+    /// What runs the network, the reference first: torch, torch-f32, torch-bf16, tensorrt-fp32, tensorrt-fp16,
+    /// tensorrt-bf16, tensorrt-int8
     #[arg(long, value_delimiter = ',', default_value = "torch", value_name = "MODE,..")]
     pub modes: Vec<Mode>,
+    /// Folder of engine_builder's engines, for the tensorrt modes; wins over tensorrt.engines
+    #[arg(long, value_name = "DIR")]
+    pub engines: Option<PathBuf>,
     /// Steps of a chunk that are compared with the recording; all where it is not given
     #[arg(long, value_name = "STEPS")]
     pub horizon: Option<usize>,
@@ -134,51 +134,13 @@ impl Command {
     /// # Errors
     /// What clap says, help and version among it, or parameters that cannot be read.
     pub fn read(arguments: &RosArguments, node: &NodeName) -> anyhow::Result<Self> {
-        let parameters = crate::node::config::tool_parameters(
-            &node.qualified(),
-            "replay",
-            &arguments.params_files,
-            &arguments.parameters,
-        )?;
-        let mut line = vec!["benchmark_replay".to_owned()];
-        for (index, (name, value, folder)) in parameters.iter().enumerate() {
-            let option = format!("--{}", name.replace('_', "-"));
-            let on_the_line = arguments.rest.iter().any(|argument| {
-                argument.strip_prefix(&option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-            });
-            // The command line wins over the files, a later file over an earlier one.
-            if on_the_line || parameters[index + 1..].iter().any(|(later, ..)| later == name) {
-                continue;
-            }
-            let texts: Vec<String> = match value {
-                ParameterValue::Bool(true) => vec![],
-                ParameterValue::Bool(false) => continue,
-                ParameterValue::Integer(value) => vec![value.to_string()],
-                ParameterValue::Double(value) => vec![value.to_string()],
-                ParameterValue::String(value) => vec![value.clone()],
-                ParameterValue::StringArray(values) => values.clone(),
-                ParameterValue::IntegerArray(values) => {
-                    vec![values.iter().map(i64::to_string).collect::<Vec<_>>().join(",")]
-                }
-                other => {
-                    bail!("replay.{name}: expected a text, a number, a boolean or a list, found {other}")
-                }
-            };
-            // Like the paths of the node's own parameters, these count from the file's folder.
-            let is_path =
-                ["bag", "dataset", "checkpoint", "tokenizer", "eagle_config"].contains(&name.as_str());
-            let texts = texts.into_iter().map(|text| match folder {
-                Some(folder) if is_path => folder.join(text).display().to_string(),
-                _ => text,
-            });
-            let texts: Vec<String> = texts.collect();
-            line.push(option);
-            match name.as_str() {
-                "modes" | "episodes" => line.push(texts.join(",")),
-                _ => line.extend(texts),
-            }
-        }
-        line.extend(arguments.rest.iter().cloned());
+        const TOOL: Tool = Tool {
+            program: "benchmark_replay",
+            parameters: "replay",
+            paths: &["bag", "dataset", "checkpoint", "tokenizer", "eagle_config", "engines"],
+            joined: &["modes", "episodes"],
+        };
+        let line = TOOL.command_line(arguments, node)?;
         Ok(Self::try_parse_from(line)?)
     }
 
@@ -263,6 +225,7 @@ impl Command {
                 device: self.device.clone().unwrap_or_default(),
                 kind: None,
                 denoising_steps: self.denoising_steps,
+                engine: None,
             }
         } else {
             policy_options(&self.node_config(arguments, node)?)
@@ -304,6 +267,13 @@ impl Command {
                 "--modes: expected each mode once, found {mode} twice"
             );
         }
+        let own = policy.engine.as_ref().map(|choice| choice.folder.clone());
+        let engines = self.engines.clone().or(own);
+        if let (Some(mode), None) = (self.modes.iter().find(|mode| mode.precision().is_some()), &engines) {
+            bail!(
+                "--modes {mode}: expected the folder of engine_builder's engines, found none; give --engines DIR"
+            );
+        }
         let longest = processor.action().horizon();
         let horizon = self.horizon.unwrap_or(longest);
         ensure!(
@@ -313,6 +283,7 @@ impl Command {
         Ok(ReplayOptions {
             modes: self.modes.clone(),
             policy,
+            engines: engines.unwrap_or_default(),
             horizon,
             steps_per_trajectory: Some(self.steps),
             component_steps_per_trajectory: self.component_steps,
@@ -364,7 +335,7 @@ impl Prepared {
 }
 
 fn open(policy: &PolicyOptions) -> anyhow::Result<(Checkpoint, Processor)> {
-    let options = OpenOptions { eagle_config: policy.eagle_config.clone() };
+    let options = OpenOptions { eagle_config: policy.eagle_config.clone(), ..OpenOptions::default() };
     let checkpoint = Checkpoint::open(&policy.checkpoint, &options)?;
     let processor = Processor::load(&checkpoint, policy.tokenizer.as_deref(), &policy.embodiment)?;
     Ok((checkpoint, processor))

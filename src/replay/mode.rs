@@ -1,10 +1,14 @@
 //! What may run the network, by name.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::Path, str::FromStr};
 
 use tch::Kind;
 
-use crate::{evaluation::ModeIdentity, model::policy::PolicyOptions};
+use crate::{
+    engine::{EngineChoice, Precision},
+    evaluation::ModeIdentity,
+    model::policy::PolicyOptions,
+};
 
 /// A way to run the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,11 +19,24 @@ pub enum Mode {
     TorchF32,
     /// libtorch in bf16.
     TorchBf16,
+    /// The backbone on libtorch in the device's own type, the denoising steps on a TensorRT engine of this precision.
+    TensorRtFp32,
+    TensorRtFp16,
+    TensorRtBf16,
+    TensorRtInt8,
 }
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Torch, Self::TorchF32, Self::TorchBf16];
+    pub const ALL: [Self; 7] = [
+        Self::Torch,
+        Self::TorchF32,
+        Self::TorchBf16,
+        Self::TensorRtFp32,
+        Self::TensorRtFp16,
+        Self::TensorRtBf16,
+        Self::TensorRtInt8,
+    ];
 
     /// Name on the command line.
     pub fn name(self) -> &'static str {
@@ -27,17 +44,34 @@ impl Mode {
             Self::Torch => "torch",
             Self::TorchF32 => "torch-f32",
             Self::TorchBf16 => "torch-bf16",
+            Self::TensorRtFp32 => "tensorrt-fp32",
+            Self::TensorRtFp16 => "tensorrt-fp16",
+            Self::TensorRtBf16 => "tensorrt-bf16",
+            Self::TensorRtInt8 => "tensorrt-int8",
         }
     }
 
-    /// The options of a policy in this mode.
-    pub fn options(self, base: &PolicyOptions) -> PolicyOptions {
+    /// What its engine computes in; None where libtorch runs everything.
+    pub fn precision(self) -> Option<Precision> {
+        match self {
+            Self::Torch | Self::TorchF32 | Self::TorchBf16 => None,
+            Self::TensorRtFp32 => Some(Precision::Fp32),
+            Self::TensorRtFp16 => Some(Precision::Fp16),
+            Self::TensorRtBf16 => Some(Precision::Bf16),
+            Self::TensorRtInt8 => Some(Precision::Int8),
+        }
+    }
+
+    /// The options of a policy in this mode, with engines from `engines`. An engine of the base is not taken over: the mode
+    /// says what runs.
+    pub fn options(self, base: &PolicyOptions, engines: &Path) -> PolicyOptions {
         let kind = match self {
-            Self::Torch => base.kind,
             Self::TorchF32 => Some(Kind::Float),
             Self::TorchBf16 => Some(Kind::BFloat16),
+            _ => base.kind,
         };
-        PolicyOptions { kind, ..base.clone() }
+        let engine = self.precision().map(|precision| EngineChoice { folder: engines.to_owned(), precision });
+        PolicyOptions { kind, engine, ..base.clone() }
     }
 
     /// How the mode is called before a policy of it is loaded.
@@ -76,10 +110,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mode_is_known_by_its_name_and_others_are_refused_with_the_list() {
+    fn every_mode_is_known_by_its_name_and_says_what_runs_and_others_are_refused_with_the_list() {
         for mode in Mode::ALL {
             assert_eq!(mode.name().parse(), Ok(mode));
         }
+        let base = PolicyOptions { kind: Some(Kind::BFloat16), ..PolicyOptions::default() };
+        let hybrid = Mode::TensorRtInt8.options(&base, Path::new("engines"));
+        let engine = EngineChoice { folder: "engines".into(), precision: Precision::Int8 };
+        assert_eq!((hybrid.kind, hybrid.engine.as_ref()), (base.kind, Some(&engine)));
+        assert_eq!(Mode::Torch.options(&hybrid, Path::new("engines")).engine, None);
         let error = "tensorflow".parse::<Mode>().unwrap_err().to_string();
         assert!(error.contains("torch-bf16") && error.contains("\"tensorflow\""), "{error}");
     }

@@ -3,7 +3,7 @@
 //! Modes come one after the other, so that only one policy is in memory; each reads the recording anew. The first mode is the
 //! reference. All modes start from the same noise: that of observation k of a run has the seed `noise_seed` + k.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use ndarray::{Array2, Axis};
 use thiserror::Error;
@@ -82,6 +82,8 @@ pub struct ReplayOptions {
     pub modes: Vec<Mode>,
     /// Where the policy comes from.
     pub policy: PolicyOptions,
+    /// Folder of engines, for the modes that have one.
+    pub engines: PathBuf,
     /// Steps of an action chunk that are compared and shown.
     pub horizon: usize,
     /// Most observations replayed per trajectory; `None` for all.
@@ -151,7 +153,7 @@ pub fn run(
         if wanted.is_empty() {
             continue;
         }
-        let mut policy = Policy::load(&mode.options(&options.policy))?;
+        let mut policy = Policy::load(&mode.options(&options.policy, &options.engines))?;
         observer.loaded(mode, &policy);
         let blank = policy.processor().blank_observation();
         for _ in 0..options.warm_up {

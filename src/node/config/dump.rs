@@ -8,10 +8,11 @@ use super::{NodeConfig, ParameterValue};
 /// A parameter file for the node with the fully qualified name `node`. Paths are absolute, so that it can be kept anywhere.
 pub fn effective_yaml(node: &str, config: &NodeConfig) -> String {
     let checkpoint = &config.checkpoint;
-    let paths: [(&str, Option<&Path>); 3] = [
+    let paths: [(&str, Option<&Path>); 4] = [
         ("checkpoint.path", Some(&checkpoint.path)),
         ("checkpoint.tokenizer", checkpoint.tokenizer.as_deref()),
         ("checkpoint.eagle_config", checkpoint.eagle_config.as_deref()),
+        ("tensorrt.engines", config.engine.as_ref().map(|choice| choice.folder.as_path())),
     ];
     let mut yaml = format!("{}:\n  ros__parameters:\n", quoted(node));
     let mut open: Vec<&str> = Vec::new();

@@ -33,6 +33,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::engine::{EngineChoice, Precision};
 use crate::motion::HandoverMode;
 use crate::safety::limits::{JointLimits, LimitSettings};
 use crate::safety::watchdog::{Action, WatchdogConfig};
@@ -57,6 +58,8 @@ pub struct NodeConfig {
     pub embodiment: String,
     /// Where the model runs.
     pub device: Device,
+    /// The TensorRT engine that denoises; `None` for libtorch.
+    pub engine: Option<EngineChoice>,
     /// Ticks per second.
     pub rate: f64,
     /// First instruction; may be empty.
@@ -278,6 +281,11 @@ impl NodeConfig {
             embodiment: read.string("embodiment"),
             // The table's check let only known devices through.
             device: read.string("device").parse().unwrap_or(Device::Auto),
+            engine: read.path("tensorrt.engines").map(|folder| EngineChoice {
+                folder,
+                // The table's check let only known precisions through.
+                precision: read.string("tensorrt.precision").parse().unwrap_or(Precision::Fp16),
+            }),
             rate: read.double("rate"),
             instruction: read.string("instruction"),
             instruction_topic: read.string("instruction_topic"),

@@ -76,6 +76,25 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             "Where the model runs: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.",
         ),
         parameter(
+            "tensorrt.engines",
+            T::String,
+            D::String(""),
+            C::None,
+            "",
+            STATIC,
+            "Folder of TensorRT engines, as `engine_builder` writes it: the denoising steps run on the one for this checkpoint and \
+             GPU. Empty: they run on libtorch.",
+        ),
+        parameter(
+            "tensorrt.precision",
+            T::String,
+            D::String("fp16"),
+            C::Choice(&["fp32", "fp16", "bf16", "int8"]),
+            "",
+            STATIC,
+            "Precision of the engine.",
+        ),
+        parameter(
             "rate",
             T::Double,
             D::Double(5.0),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::engine::{EngineChoice, Precision};
 
 const COMPLETE: &str = "\
 policy_node:
@@ -39,7 +40,7 @@ fn absent_parameters_take_their_defaults() {
     let config = parse(COMPLETE).unwrap();
     assert_eq!(config.checkpoint.path, Path::new("folder/model"));
     assert_eq!((config.checkpoint.tokenizer, config.checkpoint.eagle_config), (None, None));
-    assert_eq!((config.device, config.rate), (Device::Auto, 5.0));
+    assert_eq!((config.device, config.rate, config.engine), (Device::Auto, 5.0, None));
     assert_eq!((config.denoising_steps, config.noise_seed, config.domain_id), (None, None, None));
     assert_eq!(config.step_time, Duration::from_millis(50));
     assert_eq!(
@@ -49,6 +50,16 @@ fn absent_parameters_take_their_defaults() {
     assert_eq!(config.max_age, Duration::from_millis(500));
     assert_eq!(config.trajectory_topic, "~/joint_trajectory");
     assert_eq!(config.instruction, "");
+}
+
+#[test]
+fn a_folder_of_engines_asks_for_an_engine_of_the_precision() {
+    let config = parse(&format!("{COMPLETE}    tensorrt: {{engines: trt, precision: int8}}\n")).unwrap();
+    assert_eq!(config.engine, Some(EngineChoice { folder: "folder/trt".into(), precision: Precision::Int8 }));
+    let config = parse(&format!("{COMPLETE}    tensorrt.engines: /trt\n")).unwrap();
+    assert_eq!(config.engine, Some(EngineChoice { folder: "/trt".into(), precision: Precision::Fp16 }));
+    let error = parse(&format!("{COMPLETE}    tensorrt.precision: fp61\n")).unwrap_err().to_string();
+    assert!(error.contains("tensorrt.precision") && error.contains("int8"), "{error}");
 }
 
 #[test]

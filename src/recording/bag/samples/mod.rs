@@ -20,7 +20,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = NodeConfig::load(&["config/policy.yaml".into()], &[])?;
-//! let options = OpenOptions { eagle_config: config.checkpoint.eagle_config.clone() };
+//! let options = OpenOptions { eagle_config: config.checkpoint.eagle_config.clone(), ..OpenOptions::default() };
 //! let checkpoint = Checkpoint::open(&config.checkpoint.path, &options)?;
 //! let tokenizer = config.checkpoint.tokenizer.as_deref();
 //! let processor = Processor::load(&checkpoint, tokenizer, &config.embodiment)?;

@@ -1,0 +1,425 @@
+//! The DiT at the size of the 3B model, with random weights, through TensorRT: does it build, is it right, how fast is it?
+//!
+//! ```text
+//! dit_proof checkpoint --dir DIR [--blocks 32]
+//! dit_proof onnx       --dir DIR --out DIR [--text 40] [--image 162]
+//! dit_proof build      --dir DIR --out DIR --precision fp16 [--level 3] [--norms-f32]
+//! dit_proof measure    --dir DIR --out DIR --precisions fp32,fp16,int8 [--json FILE]
+//! ```
+//!
+//! Each step is a process of its own, so that one that hangs can be ended and the others still count. Needs an NVIDIA GPU
+//! (but for the first two), libtorch with CUDA, and TensorRT in the folder TENSORRT_LIB.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+use groot_policy::{
+    checkpoint::{Checkpoint, EagleConfig, ModelConfig, OpenOptions, Parts, Purpose, TensorSpec, key_table},
+    engine::{CalibrationRecord, CheckpointHasher, EngineStore, Precision},
+    engine_builder::{
+        build::BuildRequest,
+        calibration::DenoisingInputs,
+        graph::GraphRequest,
+        lengths::Lengths,
+        synthetic::SyntheticTick,
+        tables::{self, Measured},
+        verify::{Distance, HeadLatency, Trace, torch_head},
+    },
+    model::{
+        action_head::ActionHead,
+        device,
+        layers::Loader,
+        tensorrt::{Queueing, TensorRtDevice, TensorRtVelocity},
+    },
+    tensorrt::{CalibrationAlgorithm, F32Layers, Int8Calibration, Runtime},
+};
+use half::bf16;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::json;
+use tch::{Device, Kind};
+
+/// Of the built-in table: `new_embodiment`.
+const EMBODIMENT: usize = 10;
+/// Standard deviation of the weights: what such networks are initialised with.
+const SPREAD: f32 = 0.02;
+/// Of the decoder's last layer, so that velocities are about as large as the noise.
+const LAST_SPREAD: f32 = 0.08;
+/// Bytes of a shard.
+const SHARD: usize = 512 << 20;
+/// First seed of the calibration's ticks: others than those that are measured.
+const CALIBRATION_SEED: u64 = 1000;
+/// Values from one seed.
+const CHUNK: usize = 1 << 20;
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    step: Step,
+}
+
+#[derive(Subcommand)]
+enum Step {
+    /// Write a checkpoint with random weights, if there is none
+    Checkpoint {
+        #[arg(long)]
+        dir: PathBuf,
+        /// Blocks of the transformer
+        #[arg(long, default_value_t = 32)]
+        blocks: usize,
+    },
+    /// Write the fused graph
+    Onnx {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        prompt: Prompt,
+    },
+    /// Build and save an engine from the graph that `onnx` wrote
+    Build {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        prompt: Prompt,
+        #[arg(long)]
+        precision: Precision,
+        #[arg(long)]
+        level: Option<u8>,
+        #[arg(long)]
+        norms_f32: bool,
+        /// Ticks that INT8 is calibrated on
+        #[arg(long, default_value_t = 8)]
+        ticks: u64,
+    },
+    /// Compare the engines with libtorch, and time both
+    Measure {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        prompt: Prompt,
+        #[arg(long, value_delimiter = ',', default_value = "fp32,fp16,int8")]
+        precisions: Vec<Precision>,
+        #[arg(long, default_value_t = 4)]
+        ticks: u64,
+        #[arg(long, default_value_t = 10)]
+        warm_up: usize,
+        #[arg(long, default_value_t = 50)]
+        iterations: usize,
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+}
+
+#[derive(clap::Args)]
+struct Place {
+    /// The checkpoint
+    #[arg(long)]
+    dir: PathBuf,
+    /// Folder of graphs and engines
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(clap::Args, Clone, Copy)]
+struct Prompt {
+    #[arg(long, default_value = "40")]
+    text: Lengths,
+    #[arg(long, default_value = "162")]
+    image: Lengths,
+}
+
+impl Prompt {
+    fn request(self) -> GraphRequest {
+        GraphRequest { embodiment: EMBODIMENT, text: self.text, image: self.image }
+    }
+
+    fn tick(self, config: &ModelConfig, seed: u64) -> Result<SyntheticTick> {
+        Ok(SyntheticTick::new(config, seed, self.text.usual(), self.image.usual())?)
+    }
+}
+
+fn main() -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Arguments::parse().step {
+        Step::Checkpoint { dir, blocks } => timed("checkpoint", || write_checkpoint(&dir, blocks)),
+        Step::Onnx { place, prompt } => {
+            let checkpoint = open(&place.dir)?;
+            let written = timed("export", || Ok(prompt.request().export(&checkpoint, &place.out)?))?;
+            println!("{} and {} bytes of weights", written.model.display(), written.data_bytes);
+            Ok(())
+        }
+        Step::Build { place, prompt, precision, level, norms_f32, ticks } => {
+            build(&place, prompt, precision, level, norms_f32, ticks)
+        }
+        Step::Measure { place, prompt, precisions, ticks, warm_up, iterations, json } => {
+            measure(&place, prompt, &precisions, ticks, (warm_up, iterations), json.as_deref())
+        }
+    }
+}
+
+fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("{what} ...");
+    let start = Instant::now();
+    let result = work().with_context(|| what.to_owned())?;
+    println!("{what}: {:.1} s", start.elapsed().as_secs_f64());
+    Ok(result)
+}
+
+fn open(dir: &Path) -> Result<Checkpoint> {
+    let options = OpenOptions { parts: Parts::ActionHead, ..OpenOptions::default() };
+    Ok(Checkpoint::open(dir, &options)?)
+}
+
+/// The configuration of the released 3B model, but for the number of blocks.
+fn config(blocks: usize) -> serde_json::Value {
+    json!({
+        "model_type": "Gr00tN1d6",
+        "max_state_dim": 128,
+        "max_action_dim": 128,
+        "action_horizon": 50,
+        "diffusion_model_cfg": {
+            "num_layers": blocks, "num_attention_heads": 32, "attention_head_dim": 48, "output_dim": 1024,
+            "norm_type": "ada_norm", "interleave_self_attention": true, "positional_embeddings": null,
+        },
+    })
+}
+
+fn write_checkpoint(dir: &Path, blocks: usize) -> Result<()> {
+    if open(dir).is_ok_and(|checkpoint| checkpoint.config.diffusion.num_layers == blocks) {
+        println!("{}: is there", dir.display());
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    let config = config(blocks);
+    fs::write(dir.join("config.json"), config.to_string())?;
+    let joints = json!({"delta_indices": [0], "modality_keys": ["arm"]});
+    let camera = json!({"delta_indices": [0], "modality_keys": ["front"]});
+    let language = json!({"delta_indices": [0], "modality_keys": ["annotation.human.task_description"]});
+    let steps: Vec<usize> = (0..50).collect();
+    let actions = json!({
+        "delta_indices": steps, "modality_keys": ["arm"],
+        "action_configs": [{"rep": "ABSOLUTE", "type": "NON_EEF", "format": "DEFAULT", "state_key": null}],
+    });
+    let modalities = json!({"video": camera, "state": joints, "action": actions, "language": language});
+    let processor = json!({
+        "processor_class": "Gr00tN1d6Processor",
+        "processor_kwargs": {"use_albumentations": true, "modality_configs": {"new_embodiment": modalities}},
+    });
+    fs::write(dir.join("processor_config.json"), processor.to_string())?;
+    let (zero, low, high) = ([0.0; 7], [-1.0; 7], [1.0; 7]);
+    let range = json!({"mean": zero, "std": high, "min": low, "max": high, "q01": low, "q99": high});
+    let statistics = json!({"new_embodiment": {"state": {"arm": range}, "action": {"arm": range}}});
+    fs::write(dir.join("statistics.json"), statistics.to_string())?;
+
+    let model = ModelConfig::from_json(&config, Path::new("config.json"))?;
+    let wanted = key_table(&model, &EagleConfig::n1d6_3b())
+        .into_iter()
+        .filter(|spec| spec.purpose == Purpose::Inference && spec.name.starts_with("action_head."));
+    let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new()];
+    let mut size = 0;
+    for spec in wanted {
+        size += spec.elements() * 2;
+        if size > SHARD && shards.last().is_some_and(|shard| !shard.is_empty()) {
+            shards.push(Vec::new());
+            size = spec.elements() * 2;
+        }
+        shards.last_mut().context("a shard")?.push(spec);
+    }
+    let mut map = BTreeMap::new();
+    let count = shards.len();
+    for (number, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{count:05}.safetensors", number + 1);
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
+            shard.iter().map(|spec| (spec.name.clone(), spec.shape.clone(), random_weights(spec))).collect();
+        let views = tensors
+            .iter()
+            .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::BF16, shape.clone(), bytes)?)))
+            .collect::<Result<Vec<_>>>()?;
+        safetensors::serialize_to_file(views, None, &dir.join(&name))?;
+        map.extend(shard.iter().map(|spec| (spec.name.clone(), name.clone())));
+        println!("{name}: {} tensors", shard.len());
+    }
+    fs::write(dir.join("model.safetensors.index.json"), json!({"weight_map": map}).to_string())?;
+    open(dir)?;
+    Ok(())
+}
+
+/// bf16 values from the tensor's own seed.
+fn random_weights(spec: &TensorSpec) -> Vec<u8> {
+    if spec.name == "action_head.vlln.weight" {
+        return bf16::ONE.to_le_bytes().repeat(spec.elements());
+    }
+    let spread = if spec.name == "action_head.action_decoder.layer2.W" { LAST_SPREAD } else { SPREAD };
+    let seed = blake3::hash(spec.name.as_bytes());
+    let mut bytes = vec![0; spec.elements() * 2];
+    bytes.par_chunks_mut(CHUNK * 2).enumerate().for_each(|(chunk, bytes)| {
+        let mut random = ChaCha8Rng::from_seed(*seed.as_bytes());
+        random.set_stream(chunk as u64);
+        // A deviation that is positive and finite is accepted.
+        let normal = Normal::new(0.0, spread).unwrap_or_else(|_| unreachable!());
+        for (place, value) in bytes.chunks_exact_mut(2).zip(normal.sample_iter(&mut random)) {
+            place.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+        }
+    });
+    bytes
+}
+
+fn build(
+    place: &Place,
+    prompt: Prompt,
+    precision: Precision,
+    level: Option<u8>,
+    norms_f32: bool,
+    ticks: u64,
+) -> Result<()> {
+    // Before TensorRT, as libtorch must be the first to ask for CUDA.
+    let device = device::select("cuda")?;
+    let here = TensorRtDevice::open(0)?;
+    println!("TensorRT {} on {:?}", here.library.version(), here.device);
+    let checkpoint = open(&place.dir)?;
+    let hash = timed("hash", || Ok(hasher(&place.out).hash(&place.dir)?))?;
+    let graph = prompt.request();
+    let calibration = match precision {
+        Precision::Int8 => Some(timed("calibration inputs", || {
+            let mut head = torch_head(&checkpoint, EMBODIMENT, device, Kind::BFloat16)?;
+            let ticks = (0..ticks).map(|seed| prompt.tick(&checkpoint.config, CALIBRATION_SEED + seed));
+            let ticks = ticks.collect::<Result<Vec<_>>>()?;
+            let inputs = DenoisingInputs::record(&checkpoint, EMBODIMENT, &mut head, device, &ticks)?;
+            let record = CalibrationRecord {
+                hash: inputs.hash().to_owned(),
+                algorithm: "entropy".to_owned(),
+                samples: inputs.len() as u64,
+                seed: CALIBRATION_SEED,
+            };
+            let calibration = Int8Calibration {
+                algorithm: CalibrationAlgorithm::Entropy,
+                batches: Box::new(inputs),
+                cache: Some(place.out.join("int8.cache")),
+                shapes: graph
+                    .profile(&checkpoint.config)
+                    .map(|_| graph.calibration_profile(&checkpoint.config)),
+            };
+            Ok((calibration, record))
+        })?),
+        _ => None,
+    };
+    let request = BuildRequest {
+        graph,
+        precision,
+        workspace: None,
+        optimisation_level: level,
+        timing_cache: Some(place.out.join("timing.cache")),
+        f32_layers: F32Layers { normalisation: norms_f32, softmax: norms_f32, ..F32Layers::default() },
+        tf32: false,
+        version_compatible: false,
+        forced: false,
+    };
+    let onnx = place.out.join("dit_fused.onnx");
+    let store = EngineStore::new(&place.out);
+    let built = timed(&format!("build {precision}"), || {
+        Ok(request.build(&here, &checkpoint, &hash, &onnx, calibration, &store)?)
+    })?;
+    println!("{}: {:?}", built.path.display(), built.report);
+    Ok(())
+}
+
+fn measure(
+    place: &Place,
+    prompt: Prompt,
+    precisions: &[Precision],
+    ticks: u64,
+    (warm_up, iterations): (usize, usize),
+    json: Option<&Path>,
+) -> Result<()> {
+    let device = device::select("cuda")?;
+    let here = TensorRtDevice::open(0)?;
+    println!("TensorRT {} on {:?}", here.library.version(), here.device);
+    let checkpoint = std::sync::Arc::new(open(&place.dir)?);
+    let hash = timed("hash", || Ok(hasher(&place.out).hash(&place.dir)?))?;
+    let ticks = (0..ticks).map(|seed| prompt.tick(&checkpoint.config, seed)).collect::<Result<Vec<_>>>()?;
+    let first = ticks.first().context("expected at least one tick")?;
+
+    let mut all: Vec<Measured> = Vec::new();
+    let mut references: Vec<(String, Vec<Trace>)> = Vec::new();
+    for (name, kind) in [("libtorch f32", Kind::Float), ("libtorch bf16", Kind::BFloat16)] {
+        let mut head = timed(name, || Ok(torch_head(&checkpoint, EMBODIMENT, device, kind)?))?;
+        let mut measured = Measured { name: name.to_owned(), ..Measured::default() };
+        compare(&mut measured, &references, &mut head, &ticks, device)?;
+        let traces =
+            ticks.iter().map(|tick| Trace::record(&mut head, tick, device)).collect::<Result<Vec<_>, _>>()?;
+        println!("{name}: root mean square of the velocities {:.4}", traces[0].velocity_rms());
+        references.push((name.to_owned(), traces));
+        measured.time("eager", &HeadLatency::measure(&mut head, first, device, warm_up, iterations)?);
+        all.push(measured);
+    }
+    for &precision in precisions {
+        let name = format!("TensorRT {precision}");
+        let outcome = timed(&name, || {
+            let store = EngineStore::new(&place.out);
+            let needs = here.needs(&checkpoint, &hash, EMBODIMENT, precision);
+            let plan = store.load(&needs)?;
+            let engine = Runtime::new(&here.library, &here.device)?.deserialise(&plan)?;
+            drop(plan);
+            println!("{} layers, {} bytes for a context", engine.layers(), engine.context_memory());
+            // Keys and values in the types in which the backbone may run.
+            for (kind, of) in [(Kind::BFloat16, "K/V bf16"), (Kind::Float, "K/V f32")] {
+                let mut measured = Measured { name: format!("{name}, {of}"), ..Measured::default() };
+                for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
+                    let at = Loader::new(&checkpoint.weights, device, kind).at("action_head");
+                    let (shared, identity) = (std::sync::Arc::clone(&checkpoint), name.clone());
+                    let velocity =
+                        TensorRtVelocity::new(&at, shared, EMBODIMENT, &engine, queueing, identity)?;
+                    let velocity = Box::new(velocity);
+                    let mut head = ActionHead::with_engine(&at, &checkpoint.config, EMBODIMENT, velocity)?;
+                    if queueing == Queueing::Graph {
+                        compare(&mut measured, &references, &mut head, &ticks, device)?;
+                    }
+                    measured.time(how, &HeadLatency::measure(&mut head, first, device, warm_up, iterations)?);
+                }
+                println!("{}", tables::modes(std::slice::from_ref(&measured)));
+                all.push(measured);
+            }
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            println!("{name}: FAILED: {error:#}");
+        }
+        if let Some(path) = json {
+            fs::write(path, serde_json::to_vec_pretty(&all)?)?;
+        }
+    }
+    println!("\n{}\n{}\n{}", tables::modes(&all), tables::latencies(&all), tables::steps(&all));
+    if all.len() == references.len() && !precisions.is_empty() {
+        bail!("no engine could be measured");
+    }
+    Ok(())
+}
+
+fn compare(
+    measured: &mut Measured,
+    references: &[(String, Vec<Trace>)],
+    head: &mut ActionHead,
+    ticks: &[SyntheticTick],
+    device: Device,
+) -> Result<()> {
+    for (reference, traces) in references {
+        let mut distance = Distance::default();
+        for (trace, tick) in traces.iter().zip(ticks) {
+            distance.add(trace, head, tick, device)?;
+        }
+        measured.add(reference, &distance);
+    }
+    Ok(())
+}
+
+fn hasher(out: &Path) -> CheckpointHasher {
+    CheckpointHasher::new(Some(out.join("checkpoint-hashes.json")))
+}

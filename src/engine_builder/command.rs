@@ -1,0 +1,159 @@
+//! The options of the program `engine_builder`, from the command line or from parameters.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use super::lengths::Lengths;
+use crate::{
+    engine::{GraphKind, Precision},
+    node::{arguments::RosArguments, tool_command::Tool},
+    ros::transport::NodeName,
+};
+
+/// From a checkpoint to a verified TensorRT engine.
+///
+/// Writes the network as ONNX, builds an engine for the GPU of this machine, saves it with a record of what it is, and compares
+/// it with libtorch. Also takes --ros-args with parameters engine.NAME, where NAME is that of an option here
+/// (engine.checkpoint, engine.precision, ...).
+#[derive(Debug, Clone, Parser)]
+#[command(name = "engine_builder", version)]
+pub struct Command {
+    /// Checkpoint directory
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// Embodiment tag of the checkpoint, or its index
+    #[arg(long, value_name = "TAG", default_value = "new_embodiment")]
+    pub embodiment: String,
+    /// fp32, fp16, bf16 or int8
+    #[arg(long, default_value = "fp16")]
+    pub precision: Precision,
+    /// Folder for engines; policy_node and benchmark_replay take the same
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Which part of the network
+    #[arg(long, default_value = "dit_fused")]
+    pub graph: GraphKind,
+    /// Tokens of a prompt that are not of images: least, usual, greatest; or one number, for a graph that takes no other
+    #[arg(long, value_name = "MIN,OPT,MAX", default_value = "16,40,160")]
+    pub text_tokens: Lengths,
+    /// Image tokens of a prompt, of all cameras
+    #[arg(long, value_name = "MIN,OPT,MAX", default_value = "64,162,640")]
+    pub image_tokens: Lengths,
+    /// 0 (quick) to 5 (looks longest for the fastest kernels); TensorRT's own where it is not given
+    #[arg(long, value_name = "0..5", value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub optimisation_level: Option<u8>,
+    /// Memory that one layer may use while it runs, in MiB; all of the GPU's where it is not given
+    #[arg(long, value_name = "MIB")]
+    pub workspace_mb: Option<usize>,
+    /// File of kernel timings, read and written: makes the next build faster [default: timing.cache in the folder of engines]
+    #[arg(long, value_name = "FILE")]
+    pub timing_cache: Option<PathBuf>,
+    /// Keep norms and softmax in f32
+    #[arg(long)]
+    pub norms_f32: bool,
+    /// Products of an fp32 engine in the 19 bits of TF32
+    #[arg(long)]
+    pub tf32: bool,
+    /// Let later versions of TensorRT of the same major run the engine, with slower kernels
+    #[arg(long)]
+    pub version_compatible: bool,
+    /// Write the ONNX graph and stop; needs neither TensorRT nor a GPU
+    #[arg(long)]
+    pub onnx_only: bool,
+    /// Keep the ONNX graph beside the engine
+    #[arg(long)]
+    pub keep_onnx: bool,
+    /// Inputs that INT8 is calibrated on; synthetic ones where it is not given
+    #[arg(long, value_name = "DIR")]
+    pub calibration: Option<PathBuf>,
+    /// Synthetic ticks that INT8 is calibrated on
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub calibration_ticks: u64,
+    /// Build although the engine is there, or the precision is known to give wrong results
+    #[arg(long)]
+    pub force: bool,
+    /// Do not compare the engine with libtorch
+    #[arg(long)]
+    pub no_verify: bool,
+    /// Cosine of the velocities against libtorch below which the engine is called wrong
+    #[arg(long, value_name = "COSINE", default_value_t = 0.999)]
+    pub least_cosine: f64,
+    /// Ticks that are compared
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub ticks: u64,
+    /// Timed ticks
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub iterations: usize,
+    /// Seed of the synthetic inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// cuda or cuda:N
+    #[arg(long, default_value = "cuda")]
+    pub device: String,
+    /// A file that replaces the built-in configuration of the backbone
+    #[arg(long, value_name = "FILE")]
+    pub eagle_config: Option<PathBuf>,
+    /// Print what was built and measured as JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Command {
+    /// Reads the options: those of the command line, which ROS arguments do not belong to, win over the parameters below
+    /// `engine`.
+    ///
+    /// # Errors
+    /// What clap says, help and version among it, or parameters that cannot be read.
+    pub fn read(arguments: &RosArguments, node: &NodeName) -> anyhow::Result<Self> {
+        const TOOL: Tool = Tool {
+            program: "engine_builder",
+            parameters: "engine",
+            paths: &["checkpoint", "out", "timing_cache", "calibration", "eagle_config"],
+            joined: &["text_tokens", "image_tokens"],
+        };
+        Ok(Self::try_parse_from(TOOL.command_line(arguments, node)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &[&str]) -> anyhow::Result<Command> {
+        let arguments = crate::node::arguments::parse(line.iter().map(|word| (*word).to_owned()))?;
+        Command::read(&arguments, &NodeName::new("", "engine_builder")?)
+    }
+
+    #[test]
+    fn options_come_from_the_line_and_from_parameters_and_the_line_wins() {
+        let ros = ["--ros-args", "-p", "engine.checkpoint:=ckpt", "-p", "engine.out:=engines"];
+        let more = [
+            "-p",
+            "engine.text_tokens:=[8, 9, 10]",
+            "-p",
+            "engine.norms_f32:=true",
+            "-p",
+            "engine.precision:=int8",
+        ];
+        let line = ["--precision", "bf16"].iter().chain(&ros).chain(&more).copied().collect::<Vec<_>>();
+        let command = read(&line).unwrap();
+        assert_eq!(command.checkpoint, PathBuf::from("ckpt"));
+        assert_eq!(command.precision, Precision::Bf16);
+        assert_eq!(command.text_tokens.all(), [8, 9, 10]);
+        assert!(command.norms_f32 && !command.force);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_choices() {
+        for (line, says) in [
+            (vec!["--checkpoint", "c", "--out", "o", "--precision", "fp61"], "fp16"),
+            (vec!["--checkpoint", "c", "--out", "o", "--text-tokens", "9,8,7"], "MIN <= OPT"),
+            (vec!["--checkpoint", "c", "--out", "o", "--optimisation-level", "6"], "0..=5"),
+            (vec!["--out", "o"], "--checkpoint"),
+        ] {
+            let error = format!("{:#}", read(&line).unwrap_err());
+            assert!(error.contains(says), "{line:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! One run of the program: checkpoint, ONNX, engine, verification, with a line for each step.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use tch::{Device, Kind};
+
+use super::{
+    build::{BuildRequest, Built},
+    calibration::{CollectedInputs, DenoisingInputs},
+    command::Command,
+    graph::GraphRequest,
+    synthetic::SyntheticTick,
+    tables::{self, Measured},
+    verify::{Distance, HeadLatency, Trace, torch_head},
+};
+use crate::{
+    checkpoint::{Checkpoint, OpenOptions, Parts},
+    engine::{
+        AccuracyRecord, CalibrationRecord, CheckpointHasher, EngineRecord, EngineStore, GraphKind,
+        LatencyRecord, Precision, check_precision,
+    },
+    model::{
+        action_head::ActionHead,
+        default_kind, device,
+        layers::Loader,
+        tensorrt::{Queueing, TensorRtDevice, TensorRtVelocity},
+    },
+    tensorrt::{CalibrationAlgorithm, CalibrationBatches, F32Layers, Int8Calibration, Runtime},
+};
+
+/// First seed of the calibration's ticks after the seed that was asked for: others than those that are measured.
+const CALIBRATION_SEEDS: u64 = 1 << 32;
+
+/// Passes before the first timed one.
+const WARM_UP: usize = 10;
+
+/// What a run left behind.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// The ONNX graph, where it was kept.
+    pub onnx: Option<PathBuf>,
+    /// The record of the engine.
+    pub path: Option<PathBuf>,
+    pub record: Option<EngineRecord>,
+    /// What was measured: libtorch, then the engine.
+    pub measured: Vec<Measured>,
+}
+
+/// Carries the command out; `say` gets a line at the beginning and the end of each step.
+///
+/// # Errors
+/// What keeps a step from being done; and an engine that is wrong, which is saved all the same, with its accuracy.
+pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
+    ensure!(
+        command.graph == GraphKind::DitFused,
+        "--graph: expected {}, the graph that the policy runs, found {}; the other graphs are for ONNX tools",
+        GraphKind::DitFused,
+        command.graph
+    );
+    let checkpoint = step(say, "checkpoint", || {
+        let options = OpenOptions { eagle_config: command.eagle_config.clone(), parts: Parts::ActionHead };
+        Ok(Arc::new(Checkpoint::open(&command.checkpoint, &options)?))
+    })?;
+    let graph = GraphRequest {
+        embodiment: embodiment(command, &checkpoint)?,
+        text: command.text_tokens,
+        image: command.image_tokens,
+    };
+    if command.onnx_only {
+        let onnx = step(say, "ONNX graph", || Ok(graph.export(&checkpoint, &command.out)?))?;
+        say(&format!("{}: {} bytes of weights beside it", onnx.model.display(), onnx.data_bytes));
+        return Ok(Outcome { onnx: Some(onnx.model), path: None, record: None, measured: Vec::new() });
+    }
+    // libtorch first: whether it has CUDA is decided when it is first asked.
+    let device = device::select(&command.device)?;
+    let Device::Cuda(ordinal) = device else {
+        bail!(
+            "--device: expected cuda or cuda:N, found {:?}: engines are built on the GPU that runs them",
+            command.device
+        );
+    };
+    let here = TensorRtDevice::open(ordinal)?;
+    say(&format!("TensorRT {}, {:?}", here.library.version(), here.device));
+    let session = Session { command, checkpoint, graph, device, here };
+    session.run(say)
+}
+
+fn embodiment(command: &Command, checkpoint: &Checkpoint) -> Result<usize> {
+    let most = checkpoint.config.max_num_embodiments;
+    match command.embodiment.parse::<usize>() {
+        Ok(index) => {
+            ensure!(index < most, "--embodiment: expected a tag or an index below {most}, found {index}");
+            Ok(index)
+        }
+        Err(_) => Ok(checkpoint.embodiments.index(&command.embodiment, most)?),
+    }
+}
+
+fn step<T>(say: &mut dyn FnMut(&str), what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    say(&format!("{what} ..."));
+    let start = Instant::now();
+    let result = work()?;
+    say(&format!("{what}: {:.1} s", start.elapsed().as_secs_f64()));
+    Ok(result)
+}
+
+struct Session<'a> {
+    command: &'a Command,
+    checkpoint: Arc<Checkpoint>,
+    graph: GraphRequest,
+    device: Device,
+    here: TensorRtDevice,
+}
+
+impl Session<'_> {
+    fn run(&self, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
+        let Self { command, checkpoint, here, .. } = self;
+        let version = here.version();
+        check_precision(
+            command.precision,
+            command.graph,
+            here.device.compute_capability(),
+            (version.major, version.minor),
+            command.force,
+        )?;
+        fs::create_dir_all(&command.out).with_context(|| format!("cannot make {}", command.out.display()))?;
+        let store = EngineStore::new(&command.out);
+        let hash = step(say, "checkpoint hash", || {
+            let remembered = command.out.join("checkpoint-hashes.json");
+            Ok(CheckpointHasher::new(Some(remembered)).hash(&checkpoint.dir)?)
+        })?;
+        let request = self.request();
+        if !command.force
+            && let Some(outcome) = self.present(&store, &hash, &request)
+        {
+            say("an engine that fits is there already; --force builds it anew");
+            return Ok(outcome);
+        }
+        // Beside the engine rather than in the system's folder, which may be small.
+        let temporary = tempfile::Builder::new()
+            .prefix(".onnx-")
+            .tempdir_in(&command.out)
+            .with_context(|| format!("cannot write into {}", command.out.display()))?;
+        let folder = if command.keep_onnx { command.out.as_path() } else { temporary.path() };
+        let onnx = step(say, "ONNX graph", || Ok(self.graph.export(checkpoint, folder)?))?;
+        let calibration = match command.precision {
+            Precision::Int8 => Some(step(say, "calibration inputs", || self.calibration(&hash))?),
+            _ => None,
+        };
+        let built = step(say, &format!("engine in {}", command.precision), || {
+            Ok(request.build(here, checkpoint, &hash, &onnx.model, calibration, &store)?)
+        })?;
+        say(&format!(
+            "{}: {} layers, {} MiB, {} warnings of TensorRT",
+            built.path.display(),
+            built.report.layers,
+            built.report.plan_bytes >> 20,
+            built.report.warnings
+        ));
+        drop(temporary);
+        let onnx = command.keep_onnx.then_some(onnx.model);
+        if command.no_verify {
+            let Built { path, record, .. } = built;
+            return Ok(Outcome { onnx, path: Some(path), record: Some(record), measured: Vec::new() });
+        }
+        let (record, measured) = step(say, "verification", || self.verify(&store, &built))?;
+        self.judge(&record)?;
+        Ok(Outcome { onnx, path: Some(built.path), record: Some(record), measured })
+    }
+
+    /// The engine that the command would build, if it is there.
+    fn present(&self, store: &EngineStore, hash: &str, request: &BuildRequest) -> Option<Outcome> {
+        let needs = self.here.needs(&self.checkpoint, hash, self.graph.embodiment, self.command.precision);
+        let record = store.load(&needs).ok()?.record;
+        let same = record.shapes == self.graph.shapes(&self.checkpoint.config)
+            && record.builder == request.builder_record()
+            && (self.command.precision != Precision::Int8 || self.command.calibration.is_none());
+        let path = store.record_path(&needs);
+        same.then(|| Outcome { onnx: None, path: Some(path), record: Some(record), measured: Vec::new() })
+    }
+
+    fn request(&self) -> BuildRequest {
+        let command = self.command;
+        let kept = command.norms_f32;
+        BuildRequest {
+            graph: self.graph,
+            precision: command.precision,
+            workspace: command.workspace_mb.map(|mib| mib.saturating_mul(1 << 20)),
+            optimisation_level: command.optimisation_level,
+            timing_cache: Some(
+                command.timing_cache.clone().unwrap_or_else(|| command.out.join("timing.cache")),
+            ),
+            f32_layers: F32Layers { normalisation: kept, softmax: kept, ..F32Layers::default() },
+            tf32: command.tf32,
+            version_compatible: command.version_compatible,
+            forced: command.force,
+        }
+    }
+
+    fn tick(&self, seed: u64) -> Result<SyntheticTick> {
+        let (text, image) = (self.graph.text.usual(), self.graph.image.usual());
+        Ok(SyntheticTick::new(&self.checkpoint.config, seed, text, image)?)
+    }
+
+    fn calibration(&self, hash: &str) -> Result<(Int8Calibration, CalibrationRecord)> {
+        let (command, checkpoint) = (self.command, &self.checkpoint);
+        let (batches, record): (Box<dyn CalibrationBatches>, _) = match &command.calibration {
+            Some(folder) => {
+                let inputs = CollectedInputs::open(folder, hash, command.force, self.device)?;
+                let record = inputs.record("entropy");
+                (Box::new(inputs), record)
+            }
+            None => {
+                let kind = default_kind(self.device);
+                let mut head = torch_head(checkpoint, self.graph.embodiment, self.device, kind)?;
+                let seed = command.seed.wrapping_add(CALIBRATION_SEEDS);
+                let ticks = (0..command.calibration_ticks).map(|tick| self.tick(seed.wrapping_add(tick)));
+                let ticks = ticks.collect::<Result<Vec<_>>>()?;
+                let embodiment = self.graph.embodiment;
+                let inputs = DenoisingInputs::record(checkpoint, embodiment, &mut head, self.device, &ticks)?;
+                let record = CalibrationRecord {
+                    hash: inputs.hash().to_owned(),
+                    algorithm: "entropy".to_owned(),
+                    samples: inputs.len() as u64,
+                    seed,
+                };
+                (Box::new(inputs), record)
+            }
+        };
+        // The ranges are kept under the identity of what they were made from.
+        let digits: String = record.hash.chars().filter(char::is_ascii_alphanumeric).take(18).collect();
+        let model: String = hash.chars().filter(char::is_ascii_alphanumeric).take(18).collect();
+        let calibration = Int8Calibration {
+            algorithm: CalibrationAlgorithm::Entropy,
+            batches,
+            cache: Some(command.out.join(format!("int8-{model}-{digits}.ranges"))),
+            shapes: self
+                .graph
+                .profile(&checkpoint.config)
+                .map(|_| self.graph.calibration_profile(&checkpoint.config)),
+        };
+        Ok((calibration, record))
+    }
+
+    /// Compares the engine with libtorch in f32 and in the device's own type, and writes what was found into its record.
+    fn verify(&self, store: &EngineStore, built: &Built) -> Result<(EngineRecord, Vec<Measured>)> {
+        let (command, checkpoint, device) = (self.command, &self.checkpoint, self.device);
+        let embodiment = self.graph.embodiment;
+        let ticks = (0..command.ticks).map(|tick| self.tick(command.seed.wrapping_add(tick)));
+        let ticks = ticks.collect::<Result<Vec<_>>>()?;
+        let own = default_kind(device);
+        let mut all: Vec<Measured> = Vec::new();
+        let mut references: Vec<(String, Vec<Trace>)> = Vec::new();
+        for kind in [Kind::Float, own] {
+            let name = format!("libtorch {kind:?}");
+            let mut head = torch_head(checkpoint, embodiment, device, kind)?;
+            let mut measured = Measured { name: name.clone(), ..Measured::default() };
+            self.compare(&mut measured, &references, &mut head, &ticks)?;
+            let traces = ticks.iter().map(|tick| Trace::record(&mut head, tick, device));
+            let traces = traces.collect::<Result<Vec<_>, _>>()?;
+            measured.time("eager", &self.time(&mut head, &ticks)?);
+            references.push((name, traces));
+            all.push(measured);
+        }
+        let plan = store.load(&built.needs)?;
+        let engine = Runtime::new(&self.here.library, &self.here.device)?.deserialise(&plan)?;
+        drop(plan);
+        let name = format!("TensorRT {}", command.precision);
+        let mut measured = Measured { name: name.clone(), ..Measured::default() };
+        for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
+            let at = Loader::new(&checkpoint.weights, device, own).at("action_head");
+            let identity = name.clone();
+            let velocity =
+                TensorRtVelocity::new(&at, Arc::clone(checkpoint), embodiment, &engine, queueing, identity)?;
+            let mut head = ActionHead::with_engine(&at, &checkpoint.config, embodiment, Box::new(velocity))?;
+            if queueing == Queueing::Graph {
+                self.compare(&mut measured, &references, &mut head, &ticks)?;
+            }
+            measured.time(how, &self.time(&mut head, &ticks)?);
+        }
+        let mut record = built.record.clone();
+        record.accuracy = measured.against.last().map(|against| {
+            let velocity = &against.velocity;
+            AccuracyRecord {
+                against: against.reference.clone(),
+                inputs: format!("{} synthetic ticks from seed {}", command.ticks, command.seed),
+                // Values that are not finite stand in the way of figures.
+                mse: velocity.overall.mse.unwrap_or(f64::MAX),
+                cosine: velocity.overall.cosine.unwrap_or(0.0),
+                max_error: velocity.overall.max_abs.unwrap_or(f64::MAX),
+                mse_per_step: velocity.steps.iter().map(|step| step.mse.unwrap_or(f64::MAX)).collect(),
+                growth: velocity.growth().unwrap_or(f64::MAX),
+            }
+        });
+        record.latency = measured.latencies.last().map(|latency| LatencyRecord {
+            of: format!("all denoising steps, {}, synchronised", latency.of),
+            iterations: latency.denoising.count,
+            median_ms: latency.denoising.median,
+            mean_ms: latency.denoising.mean,
+            p90_ms: latency.denoising.p90,
+        });
+        store.update(&built.needs, &record)?;
+        all.push(measured);
+        Ok((record, all))
+    }
+
+    fn compare(
+        &self,
+        measured: &mut Measured,
+        references: &[(String, Vec<Trace>)],
+        head: &mut ActionHead,
+        ticks: &[SyntheticTick],
+    ) -> Result<()> {
+        for (reference, traces) in references {
+            let mut distance = Distance::default();
+            for (trace, tick) in traces.iter().zip(ticks) {
+                distance.add(trace, head, tick, self.device)?;
+            }
+            measured.add(reference, &distance);
+        }
+        Ok(())
+    }
+
+    fn time(&self, head: &mut ActionHead, ticks: &[SyntheticTick]) -> Result<HeadLatency> {
+        let tick = ticks.first().context("expected at least one tick")?;
+        Ok(HeadLatency::measure(head, tick, self.device, WARM_UP, self.command.iterations)?)
+    }
+
+    fn judge(&self, record: &EngineRecord) -> Result<()> {
+        let Some(accuracy) = &record.accuracy else { return Ok(()) };
+        let least = self.command.least_cosine;
+        ensure!(
+            accuracy.cosine >= least,
+            "the engine is wrong: expected a cosine of at least {least} against {}, found {}; the engine was saved with this in its \
+             record. Try --norms-f32, another precision, or another TensorRT; --least-cosine moves the limit",
+            accuracy.against,
+            accuracy.cosine
+        );
+        Ok(())
+    }
+}
+
+/// The tables of an outcome, for people.
+pub fn summary(outcome: &Outcome) -> String {
+    let measured = &outcome.measured;
+    let tables = [tables::modes(measured), tables::latencies(measured), tables::steps(measured)];
+    let tables = if measured.is_empty() { String::new() } else { tables.join("\n") };
+    let line = |what: &str, path: &Option<PathBuf>| {
+        path.as_deref().map(|path: &Path| format!("{what}: {}\n", path.display())).unwrap_or_default()
+    };
+    format!("{tables}{}{}", line("ONNX", &outcome.onnx), line("engine", &outcome.path))
+}
