@@ -187,6 +187,20 @@ struct GrootLogger
     Logger impl;
 };
 
+// Headers and libraries that both call themselves 8.6 place the parser's destructor at different ends of its list of virtual
+// functions; deleting it may call something else. The place of destroy() never changed before it went with version 10.
+struct DestroyParser
+{
+    void operator()(nvonnxparser::IParser* parser) const noexcept
+    {
+#if NV_TENSORRT_MAJOR < 10
+        parser->destroy();
+#else
+        delete parser;
+#endif
+    }
+};
+
 // Members are destroyed from the last to the first: what TensorRT still points to goes after what points to it.
 struct GrootBuilder
 {
@@ -201,7 +215,7 @@ struct GrootBuilder
     std::unique_ptr<trt::INetworkDefinition> network;
     std::unique_ptr<trt::IBuilderConfig> config;
     std::unique_ptr<trt::ITimingCache> timingCache;
-    std::unique_ptr<nvonnxparser::IParser> parser;
+    std::unique_ptr<nvonnxparser::IParser, DestroyParser> parser;
 };
 
 struct GrootBlob
