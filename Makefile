@@ -16,8 +16,9 @@ demo:
 	@cargo build --release --bin policy_node --bin synthetic_robot
 	@./launch/demo.sh $(DEMO_SECONDS)
 
+# Passive: libtorch's threads sleep while they wait instead of taking the cores from whatever else runs.
 test: setup
-	cargo test --release
+	OMP_WAIT_POLICY=passive cargo test --release
 
 lint: setup
 	cargo fmt --check
