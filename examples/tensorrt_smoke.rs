@@ -16,7 +16,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use cudarc::driver::{CudaStream, sys};
-use groot_policy::engine::{Precision, write_atomically};
+use groot_policy::atomic_file::write_atomically;
+use groot_policy::engine::Precision;
 use groot_policy::tensorrt::{
     BuildOptions, BuildProgress, Builder, CapturedContext, Context, DataType, Device, DeviceBuffer, Engine,
     Launch, Library, LoadOptions, Profile, Runtime, ShapeRange,

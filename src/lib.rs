@@ -24,6 +24,7 @@
 //! One direction: the core (`observation`, `checkpoint`, `processor`, `motion`) knows neither ROS nor CUDA (of ROS
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
+pub mod atomic_file;
 pub mod checkpoint;
 pub mod engine;
 #[cfg(all(feature = "torch", feature = "tensorrt"))]

@@ -212,6 +212,16 @@ fn a_trajectory_has_the_numbers_that_the_library_computes_for_the_same_observati
     }
 }
 
+/// Runs the demo's node with parameters that it refuses, and returns what it says.
+fn refused(parameters: &[&str]) -> String {
+    let (domain, demo) = (format!("domain_id:={}", test_domain()), demo_config());
+    let mut arguments = vec!["--params-file", demo.to_str().unwrap(), "-p", &domain];
+    parameters.iter().for_each(|parameter| arguments.extend(["-p", parameter]));
+    let (output, error) = run(&arguments);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    error
+}
+
 fn run(arguments: &[&str]) -> (Output, String) {
     let output = node(arguments).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -220,18 +230,7 @@ fn run(arguments: &[&str]) -> (Output, String) {
 
 #[test]
 fn a_configuration_with_several_faults_is_refused_with_all_of_them() {
-    let demo = demo_config();
-    let (output, error) = run(&[
-        "--params-file",
-        demo.to_str().unwrap(),
-        "-p",
-        "rate:=-1.0",
-        "-p",
-        "step_tim:=0.1",
-        "-p",
-        "device:=gpu",
-    ]);
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    let error = refused(&["rate:=-1.0", "step_tim:=0.1", "device:=gpu"]);
     for part in ["rate", "step_tim", "step_time", "device", "gpu"] {
         assert!(error.contains(part), "{part:?} is not in {error}");
     }
@@ -239,19 +238,7 @@ fn a_configuration_with_several_faults_is_refused_with_all_of_them() {
 
 #[test]
 fn cameras_and_joints_that_the_checkpoint_does_not_know_are_refused_with_all_of_them() {
-    let domain = format!("domain_id:={}", test_domain());
-    let demo = demo_config();
-    let (output, error) = run(&[
-        "--params-file",
-        demo.to_str().unwrap(),
-        "-p",
-        &domain,
-        "-p",
-        "cameras.head.topic:=/head",
-        "-p",
-        "state.gripper.joints:=[only_one]",
-    ]);
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    let error = refused(&["cameras.head.topic:=/head", "state.gripper.joints:=[only_one]"]);
     for part in ["cameras.head", "state.gripper.joints", "front, wrist"] {
         assert!(error.contains(part), "{part:?} is not in {error}");
     }
@@ -259,17 +246,7 @@ fn cameras_and_joints_that_the_checkpoint_does_not_know_are_refused_with_all_of_
 
 #[test]
 fn a_checkpoint_that_is_not_there_is_named_and_ends_the_node() {
-    let domain = format!("domain_id:={}", test_domain());
-    let demo = demo_config();
-    let (output, error) = run(&[
-        "--params-file",
-        demo.to_str().unwrap(),
-        "-p",
-        &domain,
-        "-p",
-        "checkpoint.path:=/nowhere/GR00T",
-    ]);
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    let error = refused(&["checkpoint.path:=/nowhere/GR00T"]);
     assert!(error.contains("/nowhere/GR00T") && error.contains("checkpoint directory"), "{error}");
 }
 

@@ -45,9 +45,12 @@ impl SideFileError {
     }
 }
 
+/// How the text begins that git-LFS leaves in place of a file it has not fetched.
+pub(crate) const LFS_PREFIX: &[u8] = b"version https://git-lfs";
+
 /// Whether these are the first bytes of a git-LFS pointer instead of a file's own.
 pub(super) fn is_lfs_pointer(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"version https://git-lfs")
+    bytes.starts_with(LFS_PREFIX)
 }
 
 /// Reads a whole side file, refusing one that is too large before it is in memory.

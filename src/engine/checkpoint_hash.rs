@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::atomic::write_atomically;
 use super::error::EngineError;
+use crate::atomic_file::write_atomically;
 
 /// A file younger than this may still change without its time showing it: its hash is not remembered.
 const SETTLED: Duration = Duration::from_secs(2);

@@ -11,7 +11,6 @@
 //! | [`fused`] | what an engine of the fused graph must be built for |
 //! | [`calibration`] | ranges for INT8 from collected inputs |
 
-mod atomic;
 mod checkpoint_hash;
 mod error;
 pub mod fused;
@@ -22,7 +21,6 @@ mod store;
 
 pub mod calibration;
 
-pub use atomic::write_atomically;
 pub use checkpoint_hash::CheckpointHasher;
 pub use error::EngineError;
 pub use fused::EngineChoice;

@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use super::atomic::write_atomically;
 use super::error::EngineError;
 use super::record::{Differences, EngineNeeds, EngineRecord, PlanRecord, RECORD_FORMAT};
+use crate::atomic_file::write_atomically;
 
 /// Largest record that is read. A real one takes some 4 kB.
 const MAX_RECORD_BYTES: u64 = 1 << 20;

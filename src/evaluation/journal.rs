@@ -252,6 +252,15 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    // Closing the file alone would leave the lock with any child process that another thread is just starting: until
+    // its exec that child holds a copy of every open file.
+    fn drop(&mut self) {
+        // An error leaves what closing would have left.
+        let _ = self.file.unlock();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,6 +317,25 @@ mod tests {
                 Err(error) => panic!("{length}: {error}"),
             }
         }
+    }
+
+    #[test]
+    fn a_closed_journal_is_free_while_other_threads_start_processes() {
+        let (_folder, path) = place();
+        filled(&path);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        std::process::Command::new("true").status().unwrap();
+                    }
+                });
+            }
+            let outcomes: Vec<_> = (0..2000).map(|_| open(&path, 8).map(drop)).collect();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            outcomes.into_iter().for_each(|outcome| outcome.unwrap());
+        });
     }
 
     #[test]

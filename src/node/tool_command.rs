@@ -1,9 +1,12 @@
 //! The companion tools' command lines: parameters below the tool's name, then what stands on the line itself.
 
+use std::process::ExitCode;
+
 use anyhow::bail;
+use tracing_subscriber::EnvFilter;
 
 use super::{
-    arguments::RosArguments,
+    arguments::{self, RosArguments},
     config::{ParameterValue, tool_parameters},
 };
 use crate::ros::transport::NodeName;
@@ -74,4 +77,37 @@ impl Tool {
         line.extend(arguments.rest.iter().cloned());
         Ok(line)
     }
+}
+
+/// The whole of a companion program: ROS arguments, log on standard error, `work`, and its error as people and shells expect
+/// it. `node` is the name of the node that is meant unless the arguments name one.
+pub fn run(
+    program: &str,
+    node: &str,
+    work: impl FnOnce(&RosArguments, &NodeName) -> anyhow::Result<ExitCode>,
+) -> ExitCode {
+    let start = || {
+        let arguments = arguments::parse(std::env::args().skip(1))?;
+        let level = arguments.log_level.clone().or_else(|| std::env::var("RUST_LOG").ok());
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::try_new(level.as_deref().unwrap_or("warn"))?)
+            .with_target(false)
+            .with_writer(std::io::stderr)
+            .init();
+        let namespace = arguments.namespace.as_deref().unwrap_or_default();
+        let node = NodeName::new(namespace, arguments.node_name.as_deref().unwrap_or(node))?;
+        work(&arguments, &node)
+    };
+    start().unwrap_or_else(|error: anyhow::Error| match error.downcast::<clap::Error>() {
+        // Help and version among it.
+        Ok(error) => {
+            // Nobody to tell where the terminal is gone.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::from(2)
+        }
+    })
 }

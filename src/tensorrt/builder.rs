@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::engine::{Precision, write_atomically};
+use crate::atomic_file::write_atomically;
+use crate::engine::Precision;
 
 use super::calibrator::{Bridge, CalibrationAlgorithm, Int8Calibration};
 use super::device::Device;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use crate::engine::write_atomically;
+use crate::atomic_file::write_atomically;
 
 use super::device::DeviceMemory;
 use super::error::TensorRtError;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::super::atomic::write_atomically;
 use super::super::error::EngineError;
 use super::super::graph::GraphKind;
+use crate::atomic_file::write_atomically;
 
 const LIST: &str = "calibration.json";
 const FORMAT: u32 = 1;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Run, SCHEMA};
+use crate::atomic_file::write_atomically;
 
 /// Largest file that is read as a run; those written are a hundred times smaller.
 pub const MAX_RUN_BYTES: u64 = 512 << 20;
@@ -63,14 +64,7 @@ impl Run {
         let io = |error: io::Error| RunFileError::Io { action: "write", path: path.to_owned(), error };
         let mut text = serde_json::to_vec_pretty(self).map_err(|error| io(error.into()))?;
         text.push(b'\n');
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".partial");
-        let beside = PathBuf::from(beside);
-        std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path)).map_err(|error| {
-            // The half file is of no use; the reason why it is one is reported.
-            let _ = std::fs::remove_file(&beside);
-            io(error)
-        })
+        write_atomically(path, &text).map_err(io)
     }
 
     /// Reads a run that [`save`](Self::save) wrote, also one of another version with the same or a lower schema number.

@@ -54,6 +54,7 @@ mod report;
 pub mod samples;
 mod sqlite;
 mod unpack;
+mod waiting;
 mod writer;
 
 use std::{

@@ -20,6 +20,7 @@ use super::{
     limits::{NAME_BYTES, RECORD_BYTES},
     message::{Channel, RawMessage},
     qos::Profiles,
+    waiting::Waiting,
 };
 use crate::ros::Stamp;
 
@@ -249,33 +250,8 @@ pub(super) struct SqliteStream {
     step: i64,
     batch: VecDeque<RawMessage>,
     /// By time and row.
-    waiting: BinaryHeap<Reverse<Waiting>>,
+    waiting: BinaryHeap<Reverse<Waiting<(Stamp, i64)>>>,
     ended: bool,
-}
-
-struct Waiting {
-    key: (Stamp, i64),
-    message: RawMessage,
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-
-impl Eq for Waiting {}
-
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Waiting {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key.cmp(&other.key)
-    }
 }
 
 /// Some messages.

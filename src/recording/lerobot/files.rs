@@ -9,11 +9,10 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::error::LeRobotError;
+use crate::checkpoint::side_file::LFS_PREFIX;
 
 /// Largest file of text that is read, in bytes. `episodes.jsonl` of a hundred thousand episodes has some 20 MB.
 const MAX_TEXT: u64 = 256 << 20;
-/// What a git-LFS pointer begins with.
-const LFS_PREFIX: &[u8] = b"version https://git-lfs";
 /// No pointer is longer.
 const LFS_BYTES: u64 = 1024;
 

@@ -6,7 +6,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
-use super::super::{BagReport, Fault, message::RawMessage};
+use super::super::{BagReport, Fault, message::RawMessage, waiting::Waiting};
 use super::{
     McapFile,
     block::{self, Source},
@@ -20,37 +20,11 @@ pub(in super::super) struct McapStream {
     channels: Channels,
     /// How many blocks were read.
     blocks: usize,
-    waiting: BinaryHeap<Reverse<Waiting>>,
+    waiting: BinaryHeap<Reverse<Waiting<(u64, u64)>>>,
     /// Bytes of the waiting messages.
     bytes: u64,
     /// How many messages were read, to keep those of one time in their order.
     read: u64,
-}
-
-/// A message that was read before it was due.
-struct Waiting {
-    key: (u64, u64),
-    message: RawMessage,
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-
-impl Eq for Waiting {}
-
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Waiting {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key.cmp(&other.key)
-    }
 }
 
 impl McapStream {
