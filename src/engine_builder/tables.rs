@@ -31,7 +31,10 @@ pub struct Against {
 #[derive(Debug, Clone, Serialize)]
 pub struct Latency {
     pub of: String,
+    /// By the host's clock.
     pub denoising: LatencySummary,
+    /// By the GPU's clock; None on the CPU.
+    pub on_device: Option<LatencySummary>,
     pub conditioning: LatencySummary,
 }
 
@@ -47,6 +50,7 @@ impl Measured {
         self.latencies.push(Latency {
             of: of.to_owned(),
             denoising: latency.denoising.summary().unwrap_or_default(),
+            on_device: latency.on_device.summary(),
             conditioning: latency.conditioning.summary().unwrap_or_default(),
         });
     }
@@ -76,11 +80,31 @@ pub fn modes(all: &[Measured]) -> String {
 
 /// The table of latencies, in milliseconds.
 pub fn latencies(all: &[Measured]) -> String {
-    let mut table = blank(&["mode", "queued", "steps median ms", "p90", "mean", "least", "once per tick"]);
+    let mut table = blank(&[
+        "mode",
+        "queued",
+        "steps median ms",
+        "p90",
+        "mean",
+        "least",
+        "by device events",
+        "p90",
+        "once per tick",
+    ]);
     for mode in all {
         for latency in &mode.latencies {
             let LatencySummary { median, p90, mean, min, .. } = latency.denoising;
-            let figures = [median, p90, mean, min, latency.conditioning.median].map(|ms| format!("{ms:.3}"));
+            let on_device = |of: fn(&LatencySummary) -> f64| latency.on_device.as_ref().map(of);
+            let figures = [
+                Some(median),
+                Some(p90),
+                Some(mean),
+                Some(min),
+                on_device(|device| device.median),
+                on_device(|device| device.p90),
+                Some(latency.conditioning.median),
+            ]
+            .map(|ms| ms.map_or("-".to_owned(), |ms| format!("{ms:.3}")));
             table.add_row([mode.name.clone(), latency.of.clone()].into_iter().chain(figures));
         }
     }

@@ -11,6 +11,7 @@ use crate::{
     model::{
         ModelError, action_head::ActionHead, device::synchronize, dit::TorchDit, layers::Loader, probe::Probe,
     },
+    tensorrt::{DeviceTimer, TensorRtError},
 };
 
 /// Why nothing could be compared.
@@ -20,6 +21,8 @@ pub enum VerifyError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Metric(#[from] MetricError),
+    #[error(transparent)]
+    TensorRt(#[from] TensorRtError),
     #[error("the capture lacks {0}: a defect of groot_policy, please report it")]
     Missing(String),
 }
@@ -132,8 +135,10 @@ impl Distance {
 /// Latencies of a head.
 #[derive(Debug, Clone, Default)]
 pub struct HeadLatency {
-    /// All denoising steps of a tick, synchronised before and after.
+    /// All denoising steps of a tick by the host's clock, synchronised before and after.
     pub denoising: LatencySamples,
+    /// The same by the GPU's clock; empty on the CPU.
+    pub on_device: LatencySamples,
     /// State encoder, norm and projections of the context: once per tick.
     pub conditioning: LatencySamples,
 }
@@ -153,6 +158,10 @@ impl HeadLatency {
         let layout = tick.layout(device)?;
         let features = head.adopt(&tick.features)?;
         let (state, noise) = (tick.state.f_to_device(device)?, tick.noise.f_to_device(device)?);
+        let timer = match device {
+            Device::Cuda(ordinal) => Some(DeviceTimer::new(ordinal)?),
+            _ => None,
+        };
         let mut latency = Self::default();
         for iteration in 0..warm_up + iterations {
             synchronize(device);
@@ -160,11 +169,14 @@ impl HeadLatency {
             let tokens = head.condition(&features, &layout, &state, &mut Probe::off())?;
             synchronize(device);
             let conditioned = Instant::now();
+            timer.as_ref().map(DeviceTimer::start).transpose()?;
             let actions = head.denoise(&tokens, &noise, &mut Probe::off())?;
+            let on_device = timer.as_ref().map(DeviceTimer::stop).transpose()?;
             synchronize(device);
             let end = Instant::now();
             drop(actions);
             if iteration >= warm_up {
+                on_device.into_iter().for_each(|on_device| latency.on_device.push(on_device));
                 latency.conditioning.push(conditioned - start);
                 latency.denoising.push(end - conditioned);
             }

@@ -22,6 +22,24 @@ pub struct ParameterStore {
     config: watch::Sender<Arc<NodeConfig>>,
 }
 
+/// The changes of a configuration since a moment. None is lost, whenever they are asked for; several that nobody asked for
+/// meanwhile are one.
+#[derive(Debug)]
+pub struct ConfigChanges {
+    /// What whoever asks knows. Not what is in force when they first ask: a change may have come before.
+    before: Arc<NodeConfig>,
+    receiver: watch::Receiver<Arc<NodeConfig>>,
+}
+
+impl ConfigChanges {
+    /// Waits for a change: the configuration before and after. None when the store is gone.
+    pub async fn next(&mut self) -> Option<(Arc<NodeConfig>, Arc<NodeConfig>)> {
+        self.receiver.changed().await.ok()?;
+        let after = self.receiver.borrow_and_update().clone();
+        Some((std::mem::replace(&mut self.before, after.clone()), after))
+    }
+}
+
 impl ParameterStore {
     /// A store of the parameters that a configuration was built from.
     pub fn new(config: NodeConfig) -> Self {
@@ -31,6 +49,13 @@ impl ParameterStore {
     /// The configuration in force, now and after each change.
     pub fn watch(&self) -> watch::Receiver<Arc<NodeConfig>> {
         self.config.subscribe()
+    }
+
+    /// The changes from now on.
+    pub fn changes(&self) -> ConfigChanges {
+        let mut receiver = self.watch();
+        let before = receiver.borrow_and_update().clone();
+        ConfigChanges { before, receiver }
     }
 
     /// The configuration in force.
@@ -289,6 +314,21 @@ mod tests {
         assert_eq!(store.get(&names(&["rate"])), [double("rate", 10.0).value]);
         assert_eq!(store.set(&[]), Ok(vec![]));
         assert!(!watching.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_change_that_came_before_anybody_asked_is_not_lost() {
+        let store = store();
+        let mut changes = store.changes();
+        store.set(&[string("instruction", "wave")]).unwrap();
+        let (before, after) = changes.next().await.unwrap();
+        assert_ne!(before.instruction, "wave");
+        assert_eq!(after.instruction, "wave");
+        store.set(&[double("rate", 20.0)]).unwrap();
+        let (before, after) = changes.next().await.unwrap();
+        assert_eq!((before.rate, after.rate, before.instruction.as_str()), (5.0, 20.0, "wave"));
+        drop(store);
+        assert!(changes.next().await.is_none());
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod options;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod version;
 
 pub use builder::{BuildReport, Builder, Plan, build_from_onnx};
@@ -48,4 +49,5 @@ pub use library::{Library, LoadOptions};
 pub use log::{LogLines, Severity};
 pub use options::{BuildOptions, BuildProgress, F32Layers, Layer, Profile, ProgressFn, ShapeRange};
 pub use tensor::{DataType, IoTensor};
+pub use timer::DeviceTimer;
 pub use version::Version;

@@ -23,7 +23,7 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
+use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use self::{
     arrivals::{Arrivals, Frames},
@@ -39,7 +39,7 @@ use super::{
     lifecycle_services::{self, Lifecycle},
     outputs::OutputError,
     parameter_server::ParameterServer,
-    parameter_store::ParameterStore,
+    parameter_store::{ConfigChanges, ParameterStore},
     status::StatusWindow,
     transition_events::transition_events,
 };
@@ -293,7 +293,7 @@ pub async fn run(
     let outputs = Outputs::new(&node, &config, &control)?;
     let store = Arc::new(ParameterStore::new(config.clone()));
     // From before anybody can change them.
-    let changes = store.watch();
+    let changes = store.changes();
     let shared = Arc::new(Shared {
         node: node.clone(),
         parameters: ParameterServer::start(&node, store.clone())?,
@@ -374,10 +374,8 @@ impl Lifecycle for Life {
 }
 
 /// Applies changed parameters.
-async fn configure(shared: Arc<Shared>, mut changes: watch::Receiver<Arc<NodeConfig>>) {
-    let mut before = changes.borrow_and_update().clone();
-    while changes.changed().await.is_ok() {
-        let config = changes.borrow_and_update().clone();
+async fn configure(shared: Arc<Shared>, mut changes: ConfigChanges) {
+    while let Some((before, config)) = changes.next().await {
         {
             let mut assembler = lock(&shared.assembler);
             assembler.set_limits(config.max_age, config.max_skew, config.max_state_age);
@@ -389,7 +387,6 @@ async fn configure(shared: Arc<Shared>, mut changes: watch::Receiver<Arc<NodeCon
         for problem in shared.steer(|control| control.configure(&config)) {
             tracing::warn!("{problem}");
         }
-        before = config;
     }
 }
 
