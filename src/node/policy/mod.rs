@@ -139,12 +139,21 @@ impl PolicyInfo {
     }
 }
 
+#[cfg(feature = "tensorrt")]
+use crate::engine_builder::auto_build::load_policy;
+
+/// Without TensorRT there is nothing to build.
+#[cfg(not(feature = "tensorrt"))]
+fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
+    Policy::load(options)
+}
+
 /// Loads a policy, warms it up and returns it as the thread wants it.
 ///
 /// # Errors
 /// What is wrong with checkpoint, tokenizer, embodiment, device or the first prediction.
 pub fn load(options: &PolicyOptions) -> Result<(Predict, PolicyInfo), PolicyError> {
-    let mut policy = Policy::load(options)?;
+    let mut policy = load_policy(options)?;
     // The first prediction allocates and, on a GPU, compiles and tunes: not to be done in front of a moving robot.
     let blank = policy.processor().blank_observation();
     policy.predict(&PredictRequest::new(blank, Noise::Seed(0)))?;
