@@ -2,9 +2,14 @@
 
 #[path = "support/checkpoint_writer.rs"]
 mod checkpoint_writer;
+#[path = "engine_builder/graphs.rs"]
+mod graphs;
 #[allow(dead_code, reason = "shared with the tests of the graphs, which use all of it")]
 #[path = "onnx/runner.rs"]
 mod runner;
+#[cfg(feature = "onnxruntime")]
+#[path = "engine_builder/validate.rs"]
+mod validate;
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -27,7 +27,7 @@ pub use checkpoint_hash::CheckpointHasher;
 pub use error::EngineError;
 pub use fused::EngineChoice;
 pub use graph::GraphKind;
-pub use precision::{ComputeCapability, Precision, check_precision};
+pub use precision::{ComputeCapability, Precision, check_known, check_precision};
 pub use rebuild::RebuildCommand;
 pub use record::{
     AccuracyRecord, BuilderRecord, CalibrationRecord, CheckpointRecord, Difference, Differences, EngineNeeds,

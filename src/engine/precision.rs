@@ -112,14 +112,27 @@ pub fn check_precision(
             ),
             "use fp16 or bf16",
         ),
-        Precision::Fp16 | Precision::Int8 if graph.is_backbone() && !forced => refuse(
-            "the backbone's activations, those of SigLIP2 first of all, go beyond what f16 holds well: published measurements on an Orin gave a cosine \
-             of 0.302 (0.931 in fp32) against the reference, with values of [-342, 352] squeezed to [-101, 76]"
-                .to_owned(),
-            "keep the backbone in bf16 on libtorch, or build it in bf16 or fp32; or force it, to measure",
-        ),
-        _ => Ok(()),
+        _ => check_known(precision, graph, forced),
     }
+}
+
+/// The part of [`check_precision`] that needs no GPU: what is known to give wrong results, unless that is `forced`.
+///
+/// # Errors
+/// [`EngineError::Refused`] with the measurements.
+pub fn check_known(precision: Precision, graph: GraphKind, forced: bool) -> Result<(), EngineError> {
+    if forced || !graph.is_backbone() || !matches!(precision, Precision::Fp16 | Precision::Int8) {
+        return Ok(());
+    }
+    Err(EngineError::Refused {
+        precision,
+        graph,
+        reason: "the backbone's activations, those of SigLIP2 first of all, go beyond what f16 holds well: published \
+                 measurements on an Orin gave a cosine of 0.302 (0.931 in fp32) against the reference, with values of [-342, \
+                 352] squeezed to [-101, 76]"
+            .to_owned(),
+        advice: "keep the backbone in bf16 on libtorch, or build it in bf16 or fp32; or force it, to measure",
+    })
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::{
     checkpoint::{Checkpoint, OpenOptions, Parts},
     engine::{
         AccuracyRecord, CalibrationRecord, CheckpointHasher, EngineRecord, EngineStore, GraphKind,
-        LatencyRecord, Precision, check_precision,
+        LatencyRecord, Precision, check_known, check_precision,
     },
     model::{
         action_head::ActionHead,
@@ -91,6 +91,7 @@ pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
         say(&format!("{}: {} bytes of weights beside it", onnx.model.display(), onnx.data_bytes));
         return Ok(Outcome { onnx: Some(onnx.model), path: None, record: None, measured: Vec::new() });
     }
+    check_known(command.precision, command.graph, command.force)?;
     // libtorch first: whether it has CUDA is decided when it is first asked.
     let device = device::select(&command.device)?;
     let Device::Cuda(ordinal) = device else {

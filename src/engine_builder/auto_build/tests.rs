@@ -126,8 +126,10 @@ impl Folder {
     }
 }
 
-/// Everything that may be wrong with an engine and that a build puts right.
-fn curable() -> Vec<(&'static str, fn(&mut Folder))> {
+type Spoil = fn(&mut Folder);
+
+/// Everything that may be wrong with an engine and that a build puts right: what is said of it, and how it comes about.
+fn curable() -> Vec<(&'static str, Spoil)> {
     vec![
         ("no such engine", |f| {
             fs::remove_file(&f.record).unwrap();

@@ -101,7 +101,8 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             C::None,
             "",
             STATIC,
-            "Whether an engine that is missing, damaged or built for something else (checkpoint, GPU, TensorRT) is built before the              node becomes active, which takes minutes. Without it such an engine is refused with the command that builds it.",
+            "Whether an engine that is missing, damaged or built for something else (checkpoint, GPU, TensorRT) is built before the \
+             node becomes active, which takes minutes. Without it such an engine is refused with the command that builds it.",
         ),
         parameter(
             "rate",

@@ -279,11 +279,13 @@ pub async fn run(
     let started = Instant::now();
     let policy = PolicyThread::spawn(load)?;
     let mut readiness = policy.readiness();
+    let reports = report::Reports::open(&node, &config)?;
     let state = tokio::select! {
         state = readiness.wait_for(|state| !matches!(state, Readiness::Loading)) => match state {
             Ok(state) => state.clone(),
             Err(_) => return Err(NodeError::Policy("the policy's thread ended while loading".to_owned())),
         },
+        never = reports.while_loading(&node, &config) => match never {},
         () = &mut stop => return Ok(()),
     };
     let info = match state {
@@ -329,7 +331,7 @@ pub async fn run(
     let _lifecycle = lifecycle_services::serve(&node, Arc::new(Life(shared.clone())))?;
     tasks.spawn(configure(shared.clone(), changes));
     tasks.spawn(command(shared.clone(), config.commands.rate));
-    report::spawn(&shared, &mut tasks)?;
+    report::spawn(&shared, reports, &mut tasks);
     if config.safety.autostart {
         let outcome = shared.steer(|control| control.request(Transition::Activate));
         tracing::info!("{}", outcome.message);
