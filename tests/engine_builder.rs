@@ -2,16 +2,21 @@
 
 #[path = "support/checkpoint_writer.rs"]
 mod checkpoint_writer;
+#[path = "engine_builder/graphs.rs"]
+mod graphs;
 #[allow(dead_code, reason = "shared with the tests of the graphs, which use all of it")]
 #[path = "onnx/runner.rs"]
 mod runner;
+#[cfg(feature = "onnxruntime")]
+#[path = "engine_builder/validate.rs"]
+mod validate;
 
 use std::{path::PathBuf, sync::Arc};
 
 use checkpoint_writer::{Tensors, tiny_checkpoint};
 use groot_policy::{
     checkpoint::{Checkpoint, OpenOptions, Parts},
-    engine::{ComputeCapability, GpuRecord, Precision, VersionRecord, fused::FusedEngine},
+    engine::{ComputeCapability, GpuRecord, Precision, RebuildCommand, VersionRecord, fused::FusedEngine},
     engine_builder::{
         calibration::DenoisingInputs,
         graph::GraphRequest,
@@ -233,8 +238,11 @@ fn an_engine_is_asked_for_the_shapes_that_the_graph_is_exported_with() {
     );
     let fixed = GraphRequest { text: Lengths::fixed(TEXT), ..request() };
     assert_eq!(fixed.profile(&checkpoint.config), None);
-    let command = needs.rebuild_command(std::path::Path::new("engines"));
-    assert!(command.contains(" --embodiment 2 ") && command.contains("--out engines"), "{command}");
+    let command = RebuildCommand::new(&needs, std::path::Path::new("engines"), None).to_string();
+    // Absolute, to be run anywhere.
+    let here = std::env::current_dir().unwrap();
+    let out = format!("--out {}", here.join("engines").display());
+    assert!(command.contains(" --embodiment 2 ") && command.contains(&out), "{command}");
 }
 
 #[test]

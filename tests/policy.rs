@@ -198,7 +198,7 @@ fn an_embodiment_that_the_checkpoint_does_not_know_is_refused_with_those_it_know
 
 #[test]
 fn a_tensorrt_engine_is_refused_on_the_cpu_before_anything_else_is_loaded() {
-    let engine = EngineChoice { folder: "engines".into(), precision: Precision::Fp16 };
+    let engine = EngineChoice { folder: "engines".into(), precision: Precision::Fp16, auto_build: true };
     let options = PolicyOptions { engine: Some(engine), ..options(&tiny_checkpoint()) };
     let error = Policy::load(&options).err().unwrap().to_string();
     assert!(error.contains("TensorRT engine"), "{error}");

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
@@ -31,7 +32,7 @@ pub struct EagleConfig {
 }
 
 /// SigLIP2 vision tower.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VisionConfig {
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -45,7 +46,7 @@ pub struct VisionConfig {
 }
 
 /// Qwen3 language model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TextConfig {
     pub hidden_size: usize,
     pub intermediate_size: usize,

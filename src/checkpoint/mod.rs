@@ -62,6 +62,8 @@ pub struct Checkpoint {
     pub dir: PathBuf,
     pub config: ModelConfig,
     pub eagle: EagleConfig,
+    /// The file that `eagle` comes from, where it was named and not found in the directory.
+    pub eagle_file: Option<PathBuf>,
     /// How observations and actions are processed, per embodiment.
     pub processor: ProcessorConfig,
     /// What they are normalised by.
@@ -89,11 +91,17 @@ pub enum Parts {
     All,
     /// Everything behind the backbone.
     ActionHead,
+    /// Vision tower, connector and language model.
+    Backbone,
 }
 
 impl Parts {
     fn includes(self, spec: &TensorSpec) -> bool {
-        self == Self::All || spec.name.starts_with("action_head.")
+        match self {
+            Self::All => true,
+            Self::ActionHead => spec.name.starts_with("action_head."),
+            Self::Backbone => spec.name.starts_with("backbone."),
+        }
     }
 }
 
@@ -137,6 +145,7 @@ impl Checkpoint {
             dir: dir.to_owned(),
             config,
             eagle,
+            eagle_file: options.eagle_config.clone(),
             processor: ProcessorConfig::load(dir)?,
             statistics: Statistics::load(dir)?,
             embodiments: EmbodimentIds::load(dir)?,

@@ -20,6 +20,8 @@ pub struct EngineChoice {
     /// The folder that `engine_builder` wrote.
     pub folder: PathBuf,
     pub precision: Precision,
+    /// Whether an engine that is missing, damaged or built for something else is built anew rather than refused.
+    pub auto_build: bool,
 }
 
 /// Names of the fused graph's inputs and output.
@@ -73,6 +75,8 @@ impl FusedEngine<'_> {
         }
         EngineNeeds {
             checkpoint: self.checkpoint.clone(),
+            eagle_config: None,
+            device: None,
             checkpoint_hash: self.checkpoint_hash.clone(),
             model_config: model_config(config),
             graph: GraphRecord {
@@ -102,7 +106,7 @@ pub fn cross_blocks(config: &ModelConfig) -> impl Iterator<Item = (usize, BlockC
 }
 
 /// The fields of `config.json` that the graph depends on.
-fn model_config(config: &ModelConfig) -> BTreeMap<String, Value> {
+pub fn model_config(config: &ModelConfig) -> BTreeMap<String, Value> {
     let diffusion = &config.diffusion;
     [
         ("max_action_dim", json!(config.max_action_dim)),

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`EngineRecord`] | the JSON beside an engine, compared with [`EngineNeeds`] |
 //! | [`EngineStore`] | the folder of engines: writing them whole, checking their hash before use |
+//! | [`RebuildCommand`] | the command that builds what is missing or does not fit |
 //! | [`CheckpointHasher`] | the identity of the weights |
 //! | [`check_precision`] | what a GPU cannot run, and what is known to be wrong |
 //! | [`fused`] | what an engine of the fused graph must be built for |
@@ -16,6 +17,7 @@ mod error;
 pub mod fused;
 mod graph;
 mod precision;
+mod rebuild;
 mod record;
 mod store;
 
@@ -25,7 +27,8 @@ pub use checkpoint_hash::CheckpointHasher;
 pub use error::EngineError;
 pub use fused::EngineChoice;
 pub use graph::GraphKind;
-pub use precision::{ComputeCapability, Precision, check_precision};
+pub use precision::{ComputeCapability, Precision, check_known, check_precision};
+pub use rebuild::RebuildCommand;
 pub use record::{
     AccuracyRecord, BuilderRecord, CalibrationRecord, CheckpointRecord, Difference, Differences, EngineNeeds,
     EngineRecord, GpuRecord, GraphRecord, LatencyRecord, PlanRecord, RECORD_FORMAT, ShapeRecord,

@@ -11,9 +11,13 @@ use super::graph::GraphKind;
 use super::precision::{ComputeCapability, Precision};
 
 /// Version of the JSON. Raised when a field changes its meaning; files of other versions are refused.
-pub const RECORD_FORMAT: u32 = 1;
+pub const RECORD_FORMAT: u32 = 2;
 
 /// The provenance of one engine.
+///
+/// | compared with what is needed | for people |
+/// |---|---|
+/// | checkpoint's hash, model's configuration, graph (kind, version, parameters), precision, shapes, TensorRT's version, GPU's compute capability; builder's options and calibration where they are asked for; accuracy with its own limit | checkpoint's path, CUDA's version, GPU's name, latency, notes, the program's version, the date |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineRecord {
@@ -41,6 +45,8 @@ pub struct EngineRecord {
     pub accuracy: Option<AccuracyRecord>,
     /// How long it took, if that was measured.
     pub latency: Option<LatencyRecord>,
+    /// What a reader must know, such as why nothing was measured.
+    pub notes: Vec<String>,
     pub plan: PlanRecord,
 }
 
@@ -122,6 +128,8 @@ pub struct BuilderRecord {
     pub optimisation_level: Option<u8>,
     pub tf32: bool,
     pub version_compatible: bool,
+    /// The graph itself says what is computed in which type; otherwise TensorRT chose.
+    pub strongly_typed: bool,
     /// Layers kept in f32: `normalisation`, `softmax`, or parts of names.
     pub f32_layers: Vec<String>,
 }
@@ -146,11 +154,20 @@ pub struct AccuracyRecord {
     pub inputs: String,
     pub mse: f64,
     pub cosine: f64,
+    /// Below this the engine counts as wrong, and is not run.
+    pub least_cosine: f64,
     pub max_error: f64,
-    /// Mean square error after each denoising step.
+    /// Mean square error after each denoising step; one for a graph that runs once.
     pub mse_per_step: Vec<f64>,
     /// The last of them over the first.
     pub growth: f64,
+}
+
+impl AccuracyRecord {
+    /// Whether the engine computes what it should.
+    pub fn is_right(&self) -> bool {
+        self.cosine >= self.least_cosine
+    }
 }
 
 /// Durations in milliseconds.
@@ -179,7 +196,11 @@ pub struct PlanRecord {
 pub struct EngineNeeds {
     /// The checkpoint's folder, for the command that rebuilds.
     pub checkpoint: PathBuf,
-    /// Its hash.
+    /// A file that replaced the backbone's configuration, for the same.
+    pub eagle_config: Option<PathBuf>,
+    /// The GPU as the command line calls it, for the same; none where it is the first.
+    pub device: Option<String>,
+    /// The checkpoint's hash.
     pub checkpoint_hash: String,
     pub model_config: BTreeMap<String, Value>,
     pub graph: GraphRecord,
@@ -194,33 +215,6 @@ pub struct EngineNeeds {
     pub builder: Option<BuilderRecord>,
     /// The calibration that an INT8 engine must come from, if it matters to the user.
     pub calibration_hash: Option<String>,
-}
-
-impl EngineNeeds {
-    /// The command that builds the engine into `folder`.
-    pub fn rebuild_command(&self, folder: &std::path::Path) -> String {
-        // Folded into the graph, if it has one.
-        let embodiment = self.graph.parameters.get("embodiment");
-        let embodiment = embodiment.map(|index| format!(" --embodiment {}", quoted(&index.to_string())));
-        format!(
-            "engine_builder --checkpoint {} --graph {} --precision {}{} --out {}",
-            quoted(&self.checkpoint.display().to_string()),
-            self.graph.kind,
-            self.precision,
-            embodiment.unwrap_or_default(),
-            quoted(&folder.display().to_string())
-        )
-    }
-}
-
-/// For a shell, if it needs it.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
 }
 
 /// One field in which an engine is not what is needed.
@@ -298,6 +292,11 @@ impl EngineRecord {
             if built != hash {
                 differ("calibration", &built, hash);
             }
+        }
+        if let Some(accuracy) = self.accuracy.as_ref().filter(|accuracy| !accuracy.is_right()) {
+            let built =
+                format!("{} against {}, measured when it was built", accuracy.cosine, accuracy.against);
+            differ("accuracy.cosine", &built, &format!("{} or more", accuracy.least_cosine));
         }
         let mut minor = Vec::new();
         if self.gpu.name != needs.gpu.name && fatal.iter().all(|d| d.field != "gpu.compute_capability") {

@@ -5,7 +5,7 @@
 //! the new one.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +13,7 @@ use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use super::error::EngineError;
+use super::rebuild::RebuildCommand;
 use super::record::{Differences, EngineNeeds, EngineRecord, PlanRecord, RECORD_FORMAT};
 use crate::atomic_file::write_atomically;
 
@@ -21,6 +22,9 @@ const MAX_RECORD_BYTES: u64 = 1 << 20;
 
 /// Age from which a file that no record speaks of is taken for left behind.
 const LEFT_BEHIND: Duration = Duration::from_secs(3600);
+
+/// Most records of a folder that are read to find the one that comes nearest.
+const MAX_RECORDS: usize = 256;
 
 /// Hexadecimal digits of the hash in a plan's name.
 const DIGITS_IN_NAME: usize = 12;
@@ -160,13 +164,51 @@ impl EngineStore {
         write_record(&self.record_path(needs), record)
     }
 
-    /// The engine for these needs, if it is there, fits, and is the very one that was built.
+    /// The engine for these needs, if it is there, fits, and is the very one that was built. Where there is none for the loaded
+    /// TensorRT, one of the same folder will do that was built to be run by later versions.
     ///
     /// # Errors
     /// [`EngineError::Missing`], [`EngineError::Unreadable`], [`EngineError::Mismatch`], [`EngineError::Damaged`]; each names
     /// the command that builds the engine anew.
     pub fn load(&self, needs: &EngineNeeds) -> Result<StoredPlan, EngineError> {
-        self.load_from(&self.record_path(needs), needs)
+        let path = match self.load_from(&self.record_path(needs), needs) {
+            Err(EngineError::Missing { path, .. }) => path,
+            result => return result,
+        };
+        match self.nearest(needs) {
+            Some((other, _, differences)) if differences.fatal.is_empty() => self.load_from(&other, needs),
+            Some((other, record, differences)) => {
+                // Options are taken over where only what they were chosen for is another.
+                let graph = |field: &str| field.starts_with("graph") || field.starts_with("model_config");
+                let same = !differences.fatal.iter().any(|difference| graph(&difference.field));
+                let rebuild = RebuildCommand::new(needs, &self.folder, same.then_some(&record));
+                Err(EngineError::Missing { path, nearest: Some(Box::new((other, differences))), rebuild })
+            }
+            None => {
+                let rebuild = RebuildCommand::new(needs, &self.folder, None);
+                Err(EngineError::Missing { path, nearest: None, rebuild })
+            }
+        }
+    }
+
+    /// The engine of the folder for the same kind of graph that differs in the fewest fields, the newest of them.
+    fn nearest(&self, needs: &EngineNeeds) -> Option<(PathBuf, EngineRecord, Differences)> {
+        let entries = fs::read_dir(&self.folder).ok()?.flatten().map(|entry| entry.path());
+        let named = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(needs.graph.kind.as_str()) && name.ends_with(".json")
+        };
+        entries
+            .filter(named)
+            .take(MAX_RECORDS)
+            .filter_map(|path| {
+                let record = read_record(&path).ok()?;
+                let differences = record.compare(needs);
+                Some((path, record, differences))
+            })
+            .min_by_key(|(_, record, differences)| {
+                (differences.fatal.len(), std::cmp::Reverse(record.built_at))
+            })
     }
 
     /// As [`load`](Self::load), with the record at `path`: an engine that somebody named. Its plan lies beside it.
@@ -184,15 +226,21 @@ impl EngineStore {
 
     fn load_once(&self, path: &Path, needs: &EngineNeeds) -> Result<StoredPlan, EngineError> {
         let folder = path.parent().unwrap_or(&self.folder);
-        let rebuild = || needs.rebuild_command(folder);
         if !path.exists() {
-            return Err(EngineError::Missing { path: path.to_path_buf(), rebuild: rebuild() });
+            let rebuild = RebuildCommand::new(needs, folder, None);
+            return Err(EngineError::Missing { path: path.to_path_buf(), nearest: None, rebuild });
         }
-        let record = read_record(path).map_err(|problem| EngineError::Unreadable {
-            path: path.to_path_buf(),
-            problem,
-            rebuild: rebuild(),
-        })?;
+        let record = match read_record(path) {
+            Ok(record) => record,
+            Err(RecordProblem::File(source)) => {
+                return Err(EngineError::file(path, "cannot be read")(source));
+            }
+            Err(RecordProblem::Content(problem)) => {
+                let rebuild = RebuildCommand::new(needs, folder, None);
+                return Err(EngineError::Unreadable { path: path.to_path_buf(), problem, rebuild });
+            }
+        };
+        let rebuild = || RebuildCommand::new(needs, folder, Some(&record));
         let differences = record.compare(needs);
         if !differences.fatal.is_empty() {
             return Err(EngineError::Mismatch { path: path.to_path_buf(), differences, rebuild: rebuild() });
@@ -212,7 +260,10 @@ impl EngineStore {
         };
         let file = match File::open(&plan_path) {
             Ok(file) => file,
-            Err(error) => return Err(damaged("the engine's file".to_owned(), error.to_string())),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(damaged("the engine's file".to_owned(), error.to_string()));
+            }
+            Err(error) => return Err(EngineError::file(&plan_path, "cannot be read")(error)),
         };
         let size = file.metadata().map_err(EngineError::file(&plan_path, "cannot be read"))?.len();
         if size != record.plan.bytes {
@@ -247,11 +298,22 @@ fn write_record(path: &Path, record: &EngineRecord) -> Result<(), EngineError> {
     write_atomically(path, &json).map_err(EngineError::file(path, "the record cannot be written"))
 }
 
-fn read_record(path: &Path) -> Result<EngineRecord, String> {
+/// Why there is no record.
+enum RecordProblem {
+    /// The system gives no bytes: building anew would not help.
+    File(std::io::Error),
+    /// They are no record.
+    Content(String),
+}
+
+fn read_record(path: &Path) -> Result<EngineRecord, RecordProblem> {
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| error.to_string())?;
+    let read = File::open(path).and_then(|file| file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(RecordProblem::File)?;
+    parse_record(&bytes).map_err(RecordProblem::Content)
+}
+
+fn parse_record(bytes: &[u8]) -> Result<EngineRecord, String> {
     if bytes.len() as u64 > MAX_RECORD_BYTES {
         return Err(format!("expected at most {MAX_RECORD_BYTES} bytes of JSON, found more"));
     }
@@ -260,13 +322,13 @@ fn read_record(path: &Path) -> Result<EngineRecord, String> {
     struct Format {
         format: u32,
     }
-    let Format { format } = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    let Format { format } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if format != RECORD_FORMAT {
         return Err(format!(
             "expected format {RECORD_FORMAT}, found {format}: another version of this program wrote it"
         ));
     }
-    let record: EngineRecord = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    let record: EngineRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if !is_file_name(&record.plan.file) {
         return Err(format!(
             "expected the name of a file beside it as plan.file, found {:?}",

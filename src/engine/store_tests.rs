@@ -14,6 +14,8 @@ use super::*;
 fn needs() -> EngineNeeds {
     EngineNeeds {
         checkpoint: PathBuf::from("/models/gr00t"),
+        eagle_config: None,
+        device: None,
         checkpoint_hash: "blake3:0123456789abcdef".to_owned(),
         model_config: BTreeMap::from([("action_horizon".to_owned(), json!(50))]),
         graph: GraphRecord {
@@ -64,11 +66,13 @@ fn record() -> EngineRecord {
             inputs: "synthetic, seed 0".to_owned(),
             mse: 2.0e-5,
             cosine: 0.999_978,
+            least_cosine: 0.999,
             max_error: 0.03,
             mse_per_step: vec![1.7e-5, 1.9e-5, 2.0e-5, 2.4e-5],
             growth: 1.42,
         }),
         latency: None,
+        notes: vec!["built by a test".to_owned()],
         plan: PlanRecord { file: String::new(), bytes: 0, sha256: String::new() },
     }
 }
@@ -105,7 +109,7 @@ fn every_field_that_differs_is_named_with_both_sides_and_the_command_that_rebuil
         ("model_config.new", "absent", "true", |n| {
             n.model_config.insert("new".to_owned(), json!(true));
         }),
-        ("graph:", "dit_fused", "backbone", |n| n.graph.kind = GraphKind::Backbone),
+        ("graph:", "dit_fused", "backbone_vision", |n| n.graph.kind = GraphKind::BackboneVision),
         ("graph.version", "1", "2", |n| n.graph.version = 2),
         ("graph.embodiment", "3", "absent", |n| {
             n.graph.parameters.remove("embodiment");
@@ -228,9 +232,9 @@ proptest! {
 fn records_of_another_format_too_large_or_leading_elsewhere_are_refused() {
     let (_folder, store, path) = saved(b"plan");
     let good = fs::read_to_string(&path).expect("read");
-    let file = read_record(&path).expect("a record").plan.file;
+    let file = read_record(&path).ok().expect("a record").plan.file;
     for (bad, said) in [
-        (good.replacen("\"format\": 1", "\"format\": 9", 1), "found 9"),
+        (good.replacen("\"format\": 2", "\"format\": 9", 1), "found 9"),
         (good.replacen(&file, "../elsewhere.engine", 1), "../elsewhere.engine"),
         (good.replacen("\"tool_version\"", "\"tool\"", 1), "tool"),
         (" ".repeat(2 << 20), "at most"),

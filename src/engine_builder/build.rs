@@ -3,23 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::graph::GraphRequest;
+use super::graph::{EngineGraph, GraphRequest, Typing};
+use super::progress::ProgressLog;
 use crate::{
     checkpoint::Checkpoint,
     engine::{
         BuilderRecord, CalibrationRecord, CheckpointRecord, EngineError, EngineNeeds, EngineRecord,
-        EngineStore, GraphKind, PlanRecord, Precision, RECORD_FORMAT, check_precision,
+        EngineStore, PlanRecord, Precision, RECORD_FORMAT, check_precision,
     },
     model::tensorrt::TensorRtDevice,
-    tensorrt::{
-        BuildOptions, BuildProgress, BuildReport, F32Layers, Int8Calibration, TensorRtError, build_from_onnx,
-    },
+    onnx::ElementType,
+    tensorrt::{BuildOptions, BuildReport, F32Layers, Int8Calibration, TensorRtError, build_from_onnx},
 };
 
-/// How an engine is built.
+/// How an engine is built: from the fused graph, or from an [`EngineGraph`] of any kind.
 #[derive(Debug, Clone)]
-pub struct BuildRequest {
-    pub graph: GraphRequest,
+pub struct BuildRequest<G = GraphRequest> {
+    pub graph: G,
     pub precision: Precision,
     /// Memory that one layer may use while it runs, in bytes.
     pub workspace: Option<usize>,
@@ -51,7 +51,7 @@ pub struct Built {
     pub report: BuildReport,
 }
 
-impl BuildRequest {
+impl<G: Clone + Into<EngineGraph>> BuildRequest<G> {
     /// What the builder is told, for records.
     pub fn builder_record(&self) -> BuilderRecord {
         BuilderRecord {
@@ -59,8 +59,20 @@ impl BuildRequest {
             optimisation_level: self.optimisation_level,
             tf32: self.tf32,
             version_compatible: self.version_compatible,
-            f32_layers: f32_layers(&self.f32_layers),
+            strongly_typed: self.typing() != Typing::Weak,
+            f32_layers: match self.typing() {
+                Typing::Weak => f32_layers(&self.f32_layers),
+                Typing::Strong(ElementType::F32) => Vec::new(),
+                // What the graph itself keeps in f32.
+                Typing::Strong(_) => {
+                    f32_layers(&F32Layers { normalisation: true, softmax: true, ..F32Layers::default() })
+                }
+            },
         }
+    }
+
+    fn typing(&self) -> Typing {
+        self.graph.clone().into().typing
     }
 
     /// Builds the engine of an exported graph and saves it into `store`.
@@ -78,26 +90,33 @@ impl BuildRequest {
     ) -> Result<Built, BuildError> {
         let version = here.version();
         let capability = here.device.compute_capability();
-        let kind = GraphKind::DitFused;
-        check_precision(self.precision, kind, capability, (version.major, version.minor), self.forced)?;
-        let mut options = BuildOptions::new(self.precision);
+        let graph: EngineGraph = self.graph.clone().into();
+        let check = |what| {
+            check_precision(what, graph.kind(), capability, (version.major, version.minor), self.forced)
+        };
+        check(self.precision)?;
+        let network = match graph.typing {
+            Typing::Weak => self.precision,
+            Typing::Strong(_) => Precision::StronglyTyped,
+        };
+        check(network)?;
+        let mut options = BuildOptions::new(network);
         options.workspace = self.workspace;
         options.optimisation_level = self.optimisation_level;
         options.timing_cache = self.timing_cache.clone();
-        options.profiles = self.graph.profile(&checkpoint.config).into_iter().collect();
-        options.f32_layers = self.f32_layers.clone();
+        options.profiles = graph.profile(checkpoint).into_iter().collect();
+        if graph.typing == Typing::Weak {
+            options.f32_layers = self.f32_layers.clone();
+        }
         options.tf32 = self.tf32;
         options.version_compatible = self.version_compatible;
-        options.progress = Some(std::sync::Arc::new(|progress: &BuildProgress| {
-            if let BuildProgress::Started { phase, steps, .. } = progress {
-                tracing::info!("TensorRT: {phase} ({steps} steps)");
-            }
-            true
-        }));
+        let progress = ProgressLog::start();
+        options.progress = Some(progress.monitor());
         let (calibration, calibration_record) = calibration.unzip();
         options.calibration = calibration;
         let (plan, report) = build_from_onnx(&here.library, &here.device, onnx, options)?;
-        let needs = here.needs(checkpoint, checkpoint_hash, self.graph.embodiment, self.precision);
+        drop(progress);
+        let needs = graph.needs(here, checkpoint, checkpoint_hash, self.precision);
         let (major, minor) = here.device.driver_cuda();
         let record = EngineRecord {
             format: RECORD_FORMAT,
@@ -110,7 +129,7 @@ impl BuildRequest {
             model_config: needs.model_config.clone(),
             graph: needs.graph.clone(),
             precision: self.precision,
-            shapes: self.graph.shapes(&checkpoint.config),
+            shapes: graph.shapes(checkpoint),
             tensorrt: version,
             cuda: format!("{major}.{minor}"),
             gpu: here.gpu(),
@@ -118,6 +137,7 @@ impl BuildRequest {
             calibration: calibration_record,
             accuracy: None,
             latency: None,
+            notes: Vec::new(),
             plan: PlanRecord { file: String::new(), bytes: 0, sha256: String::new() },
         };
         let path = store.save(&needs, &record, &plan)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use super::lengths::Lengths;
+use super::lengths::{ImageSize, Lengths};
 use crate::{
     engine::{GraphKind, Precision},
     node::{arguments::RosArguments, tool_command::Tool},
@@ -16,6 +16,8 @@ use crate::{
 /// Writes the network as ONNX, builds an engine for the GPU of this machine, saves it with a record of what it is, and compares
 /// it with libtorch. Also takes --ros-args with parameters engine.NAME, where NAME is that of an option here
 /// (engine.checkpoint, engine.precision, ...).
+///
+/// `engine_builder validate` compares the exported graphs with libtorch, layer by layer; it has a --help of its own.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "engine_builder", version)]
 pub struct Command {
@@ -31,7 +33,8 @@ pub struct Command {
     /// Folder for engines; policy_node and benchmark_replay take the same
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Which part of the network
+    /// Which part of the network: dit-fused (the one that policy_node runs), dit-condition, dit-reference, backbone-vision,
+    /// backbone-language
     #[arg(long, default_value = "dit_fused")]
     pub graph: GraphKind,
     /// Tokens of a prompt that are not of images: least, usual, greatest; or one number, for a graph that takes no other
@@ -40,6 +43,15 @@ pub struct Command {
     /// Image tokens of a prompt, of all cameras
     #[arg(long, value_name = "MIN,OPT,MAX", default_value = "64,162,640")]
     pub image_tokens: Lengths,
+    /// Tokens of a whole prompt, for dit-reference and backbone-language [default: text and image tokens together]
+    #[arg(long, value_name = "MIN,OPT,MAX")]
+    pub tokens: Option<Lengths>,
+    /// Images at once, of all cameras, for backbone-vision
+    #[arg(long, value_name = "MIN,OPT,MAX", default_value = "1,2,4")]
+    pub images: Lengths,
+    /// Height and width of every image in pixels as the network sees it, for backbone-vision
+    #[arg(long, value_name = "HEIGHTxWIDTH", default_value = "252x336")]
+    pub image_size: ImageSize,
     /// 0 (quick) to 5 (looks longest for the fastest kernels); TensorRT's own where it is not given
     #[arg(long, value_name = "0..5", value_parser = clap::value_parser!(u8).range(0..=5))]
     pub optimisation_level: Option<u8>,
@@ -58,12 +70,19 @@ pub struct Command {
     /// Let later versions of TensorRT of the same major run the engine, with slower kernels
     #[arg(long)]
     pub version_compatible: bool,
+    /// Write the types of --precision (fp32, fp16, bf16) into the graph, with norms and softmax in f32, instead of leaving the
+    /// choice to TensorRT; TensorRT 10 and newer, and from 11 on always
+    #[arg(long)]
+    pub strongly_typed: bool,
     /// Write the ONNX graph and stop; needs neither TensorRT nor a GPU
     #[arg(long)]
     pub onnx_only: bool,
     /// Keep the ONNX graph beside the engine
     #[arg(long)]
     pub keep_onnx: bool,
+    /// File for what TensorRT says of the engine's layers, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub inspect: Option<PathBuf>,
     /// Inputs that INT8 is calibrated on; synthetic ones where it is not given
     #[arg(long, value_name = "DIR")]
     pub calibration: Option<PathBuf>,
@@ -109,8 +128,8 @@ impl Command {
         const TOOL: Tool = Tool {
             program: "engine_builder",
             parameters: "engine",
-            paths: &["checkpoint", "out", "timing_cache", "calibration", "eagle_config"],
-            joined: &["text_tokens", "image_tokens"],
+            paths: &["checkpoint", "out", "timing_cache", "inspect", "calibration", "eagle_config"],
+            joined: &["text_tokens", "image_tokens", "tokens", "images"],
         };
         Ok(Self::try_parse_from(TOOL.command_line(arguments, node)?)?)
     }
@@ -150,6 +169,8 @@ mod tests {
             (vec!["--checkpoint", "c", "--out", "o", "--precision", "fp61"], "fp16"),
             (vec!["--checkpoint", "c", "--out", "o", "--text-tokens", "9,8,7"], "MIN <= OPT"),
             (vec!["--checkpoint", "c", "--out", "o", "--optimisation-level", "6"], "0..=5"),
+            (vec!["--checkpoint", "c", "--out", "o", "--image-size", "252"], "252x336"),
+            (vec!["--checkpoint", "c", "--out", "o", "--graph", "backbone"], "backbone_vision"),
             (vec!["--out", "o"], "--checkpoint"),
         ] {
             let error = format!("{:#}", read(&line).unwrap_err());

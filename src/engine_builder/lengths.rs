@@ -1,4 +1,4 @@
-//! The prompts that an engine is for.
+//! The prompts and images that an engine is for.
 
 use std::{fmt, str::FromStr};
 
@@ -42,6 +42,14 @@ impl Lengths {
         [self.min, self.opt, self.max]
     }
 
+    /// Both together.
+    ///
+    /// # Errors
+    /// More than any prompt has.
+    pub fn and(self, other: Self) -> Result<Self, String> {
+        Self::new(self.min + other.min, self.opt + other.opt, self.max + other.max)
+    }
+
     /// The usual number.
     pub fn usual(self) -> usize {
         self.opt
@@ -71,6 +79,32 @@ impl FromStr for Lengths {
     }
 }
 
+/// Height and width of an image in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSize {
+    pub height: usize,
+    pub width: usize,
+}
+
+impl fmt::Display for ImageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.height, self.width)
+    }
+}
+
+impl FromStr for ImageSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refused =
+            || format!("expected HEIGHTxWIDTH in pixels, 1 to {MOST} each, such as 252x336, found {text:?}");
+        let (height, width) = text.split_once('x').ok_or_else(refused)?;
+        let number =
+            |part: &str| part.trim().parse().ok().filter(|n| (1..=MOST).contains(n)).ok_or_else(refused);
+        Ok(Self { height: number(height)?, width: number(width)? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +122,21 @@ mod tests {
         for text in ["", "0", "5,4,6", "1,2", "1,2,3,4", "a,b,c", "1,2,99999999", "-1"] {
             assert!(text.parse::<Lengths>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_image_size_is_height_first_and_anything_else_is_refused() {
+        let size: ImageSize = "252x336".parse().unwrap();
+        assert_eq!((size.height, size.width, size.to_string().as_str()), (252, 336, "252x336"));
+        for text in ["", "252", "0x336", "252x", "252x336x3", "252,336", "-1x5", "99999999x1"] {
+            assert!(text.parse::<ImageSize>().unwrap_err().contains("252x336"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_as_long_as_its_text_and_images_together() {
+        let sum = Lengths::new(16, 40, 160).unwrap().and(Lengths::fixed(100)).unwrap();
+        assert_eq!(sum.all(), [116, 140, 260]);
+        assert!(Lengths::fixed(MOST).and(Lengths::fixed(1)).is_err());
     }
 }

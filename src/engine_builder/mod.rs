@@ -2,21 +2,32 @@
 //!
 //! | file | step |
 //! |---|---|
-//! | [`lengths`] | the prompts that an engine is for |
-//! | [`graph`] | the fused graph as ONNX, and the shapes of its inputs |
+//! | [`lengths`] | the prompts and images that an engine is for |
+//! | [`graph`] | the graphs as ONNX, their types, and the shapes of their inputs |
 //! | [`build`] | ONNX to plan to a folder of engines |
+//! | [`progress`] | how far a build is, for the log and for whoever waits |
+//! | [`shapes`] | whether an engine has the inputs of its graph |
 //! | [`synthetic`] | inputs for the action head that need no recording |
 //! | [`verify`] | the engine against libtorch on the same inputs, and how long both take |
+//! | [`backbone`] | the same for engines of the backbone's parts |
 //! | [`calibration`] | inputs of denoising runs for INT8 |
 //! | [`session`] | all of it, as the [`command`] says |
+//! | [`auto_build`] | the policy's loading, with a build before it where the engine does not fit |
+//! | `validate` | the exported graphs in ONNX Runtime against libtorch, layer by layer (feature `onnxruntime`) |
 //! | [`tables`] | what was found, for people |
 
+pub mod auto_build;
+pub mod backbone;
 pub mod build;
 pub mod calibration;
 pub mod command;
 pub mod graph;
 pub mod lengths;
+pub mod progress;
 pub mod session;
+pub mod shapes;
 pub mod synthetic;
 pub mod tables;
+#[cfg(feature = "onnxruntime")]
+pub mod validate;
 pub mod verify;

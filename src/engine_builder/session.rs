@@ -5,24 +5,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 use tch::{Device, Kind};
 
 use super::{
+    backbone,
     build::{BuildRequest, Built},
     calibration::{CollectedInputs, DenoisingInputs},
     command::Command,
-    graph::GraphRequest,
+    graph::{EngineGraph, GraphPart, GraphRequest, Typing},
+    shapes::check_tensors,
     synthetic::SyntheticTick,
     tables::{self, Measured},
     verify::{Distance, HeadLatency, Trace, torch_head},
 };
 use crate::{
+    atomic_file::write_atomically,
     checkpoint::{Checkpoint, OpenOptions, Parts},
     engine::{
         AccuracyRecord, CalibrationRecord, CheckpointHasher, EngineRecord, EngineStore, GraphKind,
-        LatencyRecord, Precision, check_precision,
+        LatencyRecord, Precision, check_known, check_precision,
     },
     model::{
         action_head::ActionHead,
@@ -30,7 +33,8 @@ use crate::{
         layers::Loader,
         tensorrt::{Queueing, TensorRtDevice, TensorRtVelocity},
     },
-    tensorrt::{CalibrationAlgorithm, CalibrationBatches, F32Layers, Int8Calibration, Runtime},
+    onnx::ElementType,
+    tensorrt::{CalibrationAlgorithm, CalibrationBatches, Engine, F32Layers, Int8Calibration, Runtime},
 };
 
 /// First seed of the calibration's ticks after the seed that was asked for: others than those that are measured.
@@ -57,13 +61,23 @@ pub struct Outcome {
 /// What keeps a step from being done; and an engine that is wrong, which is saved all the same, with its accuracy.
 pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
     ensure!(
-        command.graph == GraphKind::DitFused,
-        "--graph: expected {}, the graph that the policy runs, found {}; the other graphs are for ONNX tools",
+        command.precision != Precision::StronglyTyped,
+        "--precision: expected fp32, fp16, bf16 or int8, found {}; say --strongly-typed beside it",
+        command.precision
+    );
+    ensure!(
+        command.precision != Precision::Int8 || !command.strongly_typed,
+        "--strongly-typed: expected --precision fp32, fp16 or bf16, found int8, whose ranges decide on its types"
+    );
+    ensure!(
+        command.precision != Precision::Int8 || command.graph == GraphKind::DitFused,
+        "--precision int8: expected --graph {}, for which there are calibration inputs, found {}",
         GraphKind::DitFused,
         command.graph
     );
+    let parts = if command.graph.is_backbone() { Parts::Backbone } else { Parts::ActionHead };
     let checkpoint = step(say, "checkpoint", || {
-        let options = OpenOptions { eagle_config: command.eagle_config.clone(), parts: Parts::ActionHead };
+        let options = OpenOptions { eagle_config: command.eagle_config.clone(), parts };
         Ok(Arc::new(Checkpoint::open(&command.checkpoint, &options)?))
     })?;
     let graph = GraphRequest {
@@ -72,10 +86,12 @@ pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
         image: command.image_tokens,
     };
     if command.onnx_only {
-        let onnx = step(say, "ONNX graph", || Ok(graph.export(&checkpoint, &command.out)?))?;
+        let target = target(command, graph, 0)?;
+        let onnx = step(say, "ONNX graph", || Ok(target.export(&checkpoint, &command.out)?))?;
         say(&format!("{}: {} bytes of weights beside it", onnx.model.display(), onnx.data_bytes));
         return Ok(Outcome { onnx: Some(onnx.model), path: None, record: None, measured: Vec::new() });
     }
+    check_known(command.precision, command.graph, command.force)?;
     // libtorch first: whether it has CUDA is decided when it is first asked.
     let device = device::select(&command.device)?;
     let Device::Cuda(ordinal) = device else {
@@ -86,11 +102,46 @@ pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
     };
     let here = TensorRtDevice::open(ordinal)?;
     say(&format!("TensorRT {}, {:?}", here.library.version(), here.device));
-    let session = Session { command, checkpoint, graph, device, here };
+    let target = target(command, graph, here.version().major)?;
+    let session = Session { command, checkpoint, graph, target, device, here };
     session.run(say)
 }
 
+/// The graph that the command asks for, typed as `tensorrt_major` can build it.
+fn target(command: &Command, request: GraphRequest, tensorrt_major: u32) -> Result<EngineGraph> {
+    let prompt = || match command.tokens {
+        Some(tokens) => Ok(tokens),
+        None => request
+            .text
+            .and(request.image)
+            .map_err(|problem| anyhow!("--text-tokens and --image-tokens: {problem}")),
+    };
+    let part = match command.graph {
+        GraphKind::DitFused => GraphPart::Fused(request),
+        GraphKind::DitCondition => GraphPart::Condition(request),
+        GraphKind::DitReference => GraphPart::Reference { tokens: prompt()? },
+        GraphKind::BackboneVision => GraphPart::Vision {
+            images: command.images,
+            size: (command.image_size.height, command.image_size.width),
+        },
+        GraphKind::BackboneLanguage => GraphPart::Language {
+            tokens: prompt()?,
+            // As libtorch has them in the same type.
+            frequencies: match command.precision {
+                Precision::Bf16 => ElementType::Bf16,
+                _ => ElementType::F32,
+            },
+        },
+    };
+    let typing = Typing::choose(command.precision, command.strongly_typed, tensorrt_major);
+    Ok(EngineGraph { part, typing })
+}
+
 fn embodiment(command: &Command, checkpoint: &Checkpoint) -> Result<usize> {
+    if !matches!(command.graph, GraphKind::DitFused | GraphKind::DitCondition) {
+        // The other graphs have none.
+        return Ok(0);
+    }
     let most = checkpoint.config.max_num_embodiments;
     match command.embodiment.parse::<usize>() {
         Ok(index) => {
@@ -113,6 +164,7 @@ struct Session<'a> {
     command: &'a Command,
     checkpoint: Arc<Checkpoint>,
     graph: GraphRequest,
+    target: EngineGraph,
     device: Device,
     here: TensorRtDevice,
 }
@@ -147,7 +199,7 @@ impl Session<'_> {
             .tempdir_in(&command.out)
             .with_context(|| format!("cannot write into {}", command.out.display()))?;
         let folder = if command.keep_onnx { command.out.as_path() } else { temporary.path() };
-        let onnx = step(say, "ONNX graph", || Ok(self.graph.export(checkpoint, folder)?))?;
+        let onnx = step(say, "ONNX graph", || Ok(self.target.export(checkpoint, folder)?))?;
         let calibration = match command.precision {
             Precision::Int8 => Some(step(say, "calibration inputs", || self.calibration(&hash))?),
             _ => None,
@@ -164,31 +216,47 @@ impl Session<'_> {
         ));
         drop(temporary);
         let onnx = command.keep_onnx.then_some(onnx.model);
+        step(say, "inputs and outputs", || self.inspect(&store, &built))?;
         if command.no_verify {
-            let Built { path, record, .. } = built;
-            return Ok(Outcome { onnx, path: Some(path), record: Some(record), measured: Vec::new() });
+            let record = self.unmeasured(&store, &built, "asked for with --no-verify")?;
+            return Ok(Outcome { onnx, path: Some(built.path), record: Some(record), measured: Vec::new() });
         }
-        let (record, measured) = step(say, "verification", || self.verify(&store, &built))?;
+        let (record, measured) = match command.graph {
+            GraphKind::DitFused => step(say, "verification", || self.verify(&store, &built))?,
+            GraphKind::BackboneVision | GraphKind::BackboneLanguage => {
+                (step(say, "verification", || self.verify_backbone(&store, &built))?, Vec::new())
+            }
+            GraphKind::DitCondition | GraphKind::DitReference => {
+                let why = "the builder runs no engine of this graph; its inputs and outputs were looked at";
+                (self.unmeasured(&store, &built, why)?, Vec::new())
+            }
+        };
+        record.notes.iter().for_each(|note| say(note));
         self.judge(&record)?;
         Ok(Outcome { onnx, path: Some(built.path), record: Some(record), measured })
     }
 
     /// The engine that the command would build, if it is there.
-    fn present(&self, store: &EngineStore, hash: &str, request: &BuildRequest) -> Option<Outcome> {
-        let needs = self.here.needs(&self.checkpoint, hash, self.graph.embodiment, self.command.precision);
+    fn present(
+        &self,
+        store: &EngineStore,
+        hash: &str,
+        request: &BuildRequest<EngineGraph>,
+    ) -> Option<Outcome> {
+        let needs = self.target.needs(&self.here, &self.checkpoint, hash, self.command.precision);
         let record = store.load(&needs).ok()?.record;
-        let same = record.shapes == self.graph.shapes(&self.checkpoint.config)
+        let same = record.shapes == self.target.shapes(&self.checkpoint)
             && record.builder == request.builder_record()
             && (self.command.precision != Precision::Int8 || self.command.calibration.is_none());
         let path = store.record_path(&needs);
         same.then(|| Outcome { onnx: None, path: Some(path), record: Some(record), measured: Vec::new() })
     }
 
-    fn request(&self) -> BuildRequest {
+    fn request(&self) -> BuildRequest<EngineGraph> {
         let command = self.command;
         let kept = command.norms_f32;
         BuildRequest {
-            graph: self.graph,
+            graph: self.target.clone(),
             precision: command.precision,
             workspace: command.workspace_mb.map(|mib| mib.saturating_mul(1 << 20)),
             optimisation_level: command.optimisation_level,
@@ -247,6 +315,47 @@ impl Session<'_> {
         Ok((calibration, record))
     }
 
+    fn engine(&self, store: &EngineStore, built: &Built) -> Result<Engine> {
+        let plan = store.load(&built.needs)?;
+        let runtime = Runtime::new(&self.here.library, &self.here.device)?;
+        if plan.record.builder.version_compatible {
+            runtime.allow_host_code()?;
+        }
+        Ok(runtime.deserialise(&plan)?)
+    }
+
+    /// Reads the engine back: its inputs must be those of the graph, and the inspector's words are kept where asked for.
+    fn inspect(&self, store: &EngineStore, built: &Built) -> Result<()> {
+        let engine = self.engine(store, built)?;
+        check_tensors(&engine, &built.record.shapes)?;
+        if let Some(path) = &self.command.inspect {
+            write_atomically(path, engine.inspect()?.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The record of an engine that was not run, which says so.
+    fn unmeasured(&self, store: &EngineStore, built: &Built, why: &str) -> Result<EngineRecord> {
+        let mut record = built.record.clone();
+        record.notes.push(format!("no accuracy measured: {why}"));
+        store.update(&built.needs, &record)?;
+        Ok(record)
+    }
+
+    /// Compares an engine of a part of the backbone with libtorch in f32 on synthetic inputs of the usual sizes.
+    fn verify_backbone(&self, store: &EngineStore, built: &Built) -> Result<EngineRecord> {
+        let engine = self.engine(store, built)?;
+        let mut record = built.record.clone();
+        let seed = self.command.seed;
+        let (accuracy, latency) =
+            backbone::compare(&engine, &self.target.part, &self.checkpoint, seed, self.device)?;
+        record.accuracy = Some(AccuracyRecord { least_cosine: self.command.least_cosine, ..accuracy });
+        record.latency = Some(latency);
+        store.update(&built.needs, &record)?;
+        Ok(record)
+    }
+
     /// Compares the engine with libtorch in f32 and in the device's own type, and writes what was found into its record.
     fn verify(&self, store: &EngineStore, built: &Built) -> Result<(EngineRecord, Vec<Measured>)> {
         let (command, checkpoint, device) = (self.command, &self.checkpoint, self.device);
@@ -267,9 +376,7 @@ impl Session<'_> {
             references.push((name, traces));
             all.push(measured);
         }
-        let plan = store.load(&built.needs)?;
-        let engine = Runtime::new(&self.here.library, &self.here.device)?.deserialise(&plan)?;
-        drop(plan);
+        let engine = self.engine(store, built)?;
         let name = format!("TensorRT {}", command.precision);
         let mut measured = Measured { name: name.clone(), ..Measured::default() };
         for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
@@ -292,6 +399,7 @@ impl Session<'_> {
                 // Values that are not finite stand in the way of figures.
                 mse: velocity.overall.mse.unwrap_or(f64::MAX),
                 cosine: velocity.overall.cosine.unwrap_or(0.0),
+                least_cosine: command.least_cosine,
                 max_error: velocity.overall.max_abs.unwrap_or(f64::MAX),
                 mse_per_step: velocity.steps.iter().map(|step| step.mse.unwrap_or(f64::MAX)).collect(),
                 growth: velocity.growth().unwrap_or(f64::MAX),
@@ -333,9 +441,9 @@ impl Session<'_> {
 
     fn judge(&self, record: &EngineRecord) -> Result<()> {
         let Some(accuracy) = &record.accuracy else { return Ok(()) };
-        let least = self.command.least_cosine;
+        let least = accuracy.least_cosine;
         ensure!(
-            accuracy.cosine >= least,
+            accuracy.is_right(),
             "the engine is wrong: expected a cosine of at least {least} against {}, found {}; the engine was saved with this in its \
              record. Try --norms-f32, another precision, or another TensorRT; --least-cosine moves the limit",
             accuracy.against,

@@ -1,7 +1,7 @@
-//! Inputs for the action head that need no recording.
+//! Inputs for the parts of the network that need no recording.
 
-use ndarray::Array2;
-use rand::SeedableRng;
+use ndarray::{Array2, Array4};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
@@ -20,6 +20,42 @@ pub struct SyntheticTick {
     /// (1, horizon, max action dim), standard normal.
     pub noise: Tensor,
     ids: Array2<i64>,
+}
+
+/// Side of a patch of one colour in a synthetic frame, in pixels.
+const COLOURED: usize = 28;
+/// By how much its pixels differ from its colour.
+const GRAIN: i16 = 12;
+
+/// Frames (N, height, width, 3) of a seed: patches of random colour with some grain, the same on every machine.
+pub fn frames(seed: u64, images: usize, (height, width): (usize, usize)) -> Array4<u8> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let (rows, columns) = (height.div_ceil(COLOURED), width.div_ceil(COLOURED));
+    let colours = Array4::from_shape_simple_fn((images, rows, columns, 3), || random.random::<u8>());
+    Array4::from_shape_fn((images, height, width, 3), |(image, y, x, channel)| {
+        let colour = i16::from(colours[(image, y / COLOURED, x / COLOURED, channel)]);
+        let value = colour + random.random_range(-GRAIN..=GRAIN);
+        // Within a byte after the clamp.
+        value.clamp(0, 255) as u8
+    })
+}
+
+/// Token ids (1, text + image) of a seed, with `image` image tokens in the middle of random others.
+pub fn token_ids(seed: u64, text: usize, image: usize, image_token: i64, vocabulary: usize) -> Array2<i64> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let before = text / 2;
+    Array2::from_shape_fn((1, text + image), |(_, place)| {
+        if (before..before + image).contains(&place) {
+            return image_token;
+        }
+        // A vocabulary of the image token alone does not exist.
+        loop {
+            let id = random.random_range(0..vocabulary as i64);
+            if id != image_token {
+                return id;
+            }
+        }
+    })
 }
 
 /// Stands for an image in the layout.

@@ -60,6 +60,14 @@ pub enum PolicyError {
     /// The network cannot be built or run.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The engine has to be built, and cannot be.
+    #[error("the TensorRT engine had to be built, since {because}; and that failed: {reason}")]
+    EngineBuild {
+        /// Why it had to be.
+        because: String,
+        /// Why it could not be.
+        reason: String,
+    },
     /// A newer observation took this one's place before its turn came.
     #[error("superseded by a newer observation")]
     Superseded,

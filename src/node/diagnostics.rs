@@ -114,6 +114,8 @@ impl InputSnapshot {
 pub enum Engine {
     /// It is being loaded.
     Loading,
+    /// It is being built, which takes minutes; how far that is.
+    Building(String),
     /// It works; what computes the chunks, and where.
     Ready(String),
     /// It does not work; why.
@@ -310,6 +312,7 @@ fn inference(before: Option<&Snapshot>, now: &Snapshot) -> DiagnosticStatus {
     let mut part = Part::new();
     match &now.engine {
         Engine::Loading => part.warn("the engine is being loaded"),
+        Engine::Building(progress) => part.warn(progress),
         Engine::Ready(_) => {}
         Engine::Failed(reason) => part.error(format!("the engine failed: {reason}")),
     }
@@ -457,6 +460,7 @@ fn commanding(now: &Snapshot) -> bool {
 fn engine(now: &Snapshot) -> String {
     match &now.engine {
         Engine::Loading => "loading".to_owned(),
+        Engine::Building(progress) => progress.clone(),
         Engine::Ready(identity) => identity.clone(),
         Engine::Failed(reason) => format!("failed: {reason}"),
     }

@@ -90,7 +90,9 @@ pub fn run(
         let arguments = arguments::parse(std::env::args().skip(1))?;
         let level = arguments.log_level.clone().or_else(|| std::env::var("RUST_LOG").ok());
         tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::try_new(level.as_deref().unwrap_or("warn"))?)
+            .with_env_filter(EnvFilter::try_new(
+                level.as_deref().unwrap_or("warn,groot_policy::progress=info"),
+            )?)
             .with_target(false)
             .with_writer(std::io::stderr)
             .init();

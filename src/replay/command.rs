@@ -65,6 +65,9 @@ pub struct Command {
     /// Folder of engine_builder's engines, for the tensorrt modes; wins over tensorrt.engines
     #[arg(long, value_name = "DIR")]
     pub engines: Option<PathBuf>,
+    /// Build engines that are missing or do not fit, which takes minutes; so does tensorrt.auto_build
+    #[arg(long)]
+    pub auto_build: bool,
     /// Steps of a chunk that are compared with the recording; all where it is not given
     #[arg(long, value_name = "STEPS")]
     pub horizon: Option<usize>,
@@ -268,6 +271,7 @@ impl Command {
             );
         }
         let own = policy.engine.as_ref().map(|choice| choice.folder.clone());
+        let auto_build = self.auto_build || policy.engine.as_ref().is_some_and(|choice| choice.auto_build);
         let engines = self.engines.clone().or(own);
         if let (Some(mode), None) = (self.modes.iter().find(|mode| mode.precision().is_some()), &engines) {
             bail!(
@@ -284,6 +288,7 @@ impl Command {
             modes: self.modes.clone(),
             policy,
             engines: engines.unwrap_or_default(),
+            auto_build,
             horizon,
             steps_per_trajectory: Some(self.steps),
             component_steps_per_trajectory: self.component_steps,

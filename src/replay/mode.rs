@@ -62,15 +62,19 @@ impl Mode {
         }
     }
 
-    /// The options of a policy in this mode, with engines from `engines`. An engine of the base is not taken over: the mode
-    /// says what runs.
-    pub fn options(self, base: &PolicyOptions, engines: &Path) -> PolicyOptions {
+    /// The options of a policy in this mode, with engines from `engines`, built there where `auto_build` says so. An engine of
+    /// the base is not taken over: the mode says what runs.
+    pub fn options(self, base: &PolicyOptions, engines: &Path, auto_build: bool) -> PolicyOptions {
         let kind = match self {
             Self::TorchF32 => Some(Kind::Float),
             Self::TorchBf16 => Some(Kind::BFloat16),
             _ => base.kind,
         };
-        let engine = self.precision().map(|precision| EngineChoice { folder: engines.to_owned(), precision });
+        let engine = self.precision().map(|precision| EngineChoice {
+            folder: engines.to_owned(),
+            precision,
+            auto_build,
+        });
         PolicyOptions { kind, engine, ..base.clone() }
     }
 
@@ -115,10 +119,10 @@ mod tests {
             assert_eq!(mode.name().parse(), Ok(mode));
         }
         let base = PolicyOptions { kind: Some(Kind::BFloat16), ..PolicyOptions::default() };
-        let hybrid = Mode::TensorRtInt8.options(&base, Path::new("engines"));
-        let engine = EngineChoice { folder: "engines".into(), precision: Precision::Int8 };
+        let hybrid = Mode::TensorRtInt8.options(&base, Path::new("engines"), true);
+        let engine = EngineChoice { folder: "engines".into(), precision: Precision::Int8, auto_build: true };
         assert_eq!((hybrid.kind, hybrid.engine.as_ref()), (base.kind, Some(&engine)));
-        assert_eq!(Mode::Torch.options(&hybrid, Path::new("engines")).engine, None);
+        assert_eq!(Mode::Torch.options(&hybrid, Path::new("engines"), true).engine, None);
         let error = "tensorflow".parse::<Mode>().unwrap_err().to_string();
         assert!(error.contains("torch-bf16") && error.contains("\"tensorflow\""), "{error}");
     }

@@ -84,6 +84,8 @@ pub struct ReplayOptions {
     pub policy: PolicyOptions,
     /// Folder of engines, for the modes that have one.
     pub engines: PathBuf,
+    /// Whether engines that are missing or do not fit are built.
+    pub auto_build: bool,
     /// Steps of an action chunk that are compared and shown.
     pub horizon: usize,
     /// Most observations replayed per trajectory; `None` for all.
@@ -130,6 +132,15 @@ struct Reference {
     chunks: BTreeMap<(usize, u64), Array2<f32>>,
 }
 
+#[cfg(feature = "tensorrt")]
+use crate::engine_builder::auto_build::load_policy;
+
+/// Without TensorRT there is nothing to build.
+#[cfg(not(feature = "tensorrt"))]
+fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
+    Policy::load(options)
+}
+
 /// Replays a recording. Returns whether everything was measured; false where the observer stopped it.
 ///
 /// # Errors
@@ -153,7 +164,7 @@ pub fn run(
         if wanted.is_empty() {
             continue;
         }
-        let mut policy = Policy::load(&mode.options(&options.policy, &options.engines))?;
+        let mut policy = load_policy(&mode.options(&options.policy, &options.engines, options.auto_build))?;
         observer.loaded(mode, &policy);
         let blank = policy.processor().blank_observation();
         for _ in 0..options.warm_up {

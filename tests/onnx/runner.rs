@@ -132,3 +132,14 @@ pub fn signature(values: &Value) -> BTreeMap<String, (String, Vec<String>)> {
     });
     entries.collect()
 }
+
+/// ONNX Runtime's library in the package of the tests' Python.
+pub fn onnxruntime_library() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python =
+        std::env::var_os("GROOT_TEST_PYTHON").map_or_else(|| root.join(".venv/bin/python"), Into::into);
+    let find = "import glob, importlib.util as u; print(glob.glob(u.find_spec('onnxruntime').submodule_search_locations[0] \
+                + '/capi/libonnxruntime.so*')[0])";
+    let output = Command::new(python).args(["-c", find]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}

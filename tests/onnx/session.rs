@@ -1,8 +1,6 @@
 //! The feature `onnxruntime`: graphs run from Rust.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 
 use groot_policy::onnx::backbone::{LanguageOptions, language};
 use groot_policy::onnx::dit::Extent;
@@ -11,18 +9,8 @@ use groot_policy::onnx::validate::compare;
 use groot_policy::onnx::{Data, write};
 
 use crate::fixture::Fixture;
+use crate::runner::onnxruntime_library as library;
 use crate::samples::{F32_LIMIT, open};
-
-/// The library in the `onnxruntime` package of the tests' Python.
-fn library() -> std::path::PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python =
-        std::env::var_os("GROOT_TEST_PYTHON").map_or_else(|| root.join(".venv/bin/python"), Into::into);
-    let find = "import glob, importlib.util as u; print(glob.glob(u.find_spec('onnxruntime').submodule_search_locations[0] \
-                + '/capi/libonnxruntime.so*')[0])";
-    let output = Command::new(python).args(["-c", find]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().into()
-}
 
 #[test]
 fn a_graph_runs_and_its_layers_are_compared() {

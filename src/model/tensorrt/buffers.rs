@@ -20,11 +20,7 @@ impl Buffer {
     /// Memory for the largest shape of `name` that the engine takes.
     pub fn new(engine: &Engine, name: &str, device: Device) -> Result<Self, ModelError> {
         let tensor = engine.tensor(name)?;
-        let kind = kind_of(tensor.data_type).ok_or_else(|| ModelError::Input {
-            what: "type of an engine's input or output",
-            expected: "f32, f16 or bf16".to_owned(),
-            found: format!("{} for {name:?}", tensor.data_type),
-        })?;
+        let kind = element_kind(engine, name)?;
         let range = if tensor.is_dynamic() {
             engine.shape_range(name, 0)?
         } else {
@@ -56,6 +52,14 @@ impl Buffer {
             },
             found: format!("{:?} to {:?}", buffer.range.min, buffer.range.max),
         })
+    }
+
+    /// Memory for an output of this shape.
+    pub fn output(engine: &Engine, name: &str, shape: &[i64], device: Device) -> Result<Self, ModelError> {
+        let kind = element_kind(engine, name)?;
+        let memory = Tensor::f_zeros([shape.iter().product::<i64>()], (kind, device))?;
+        let range = ShapeRange::fixed(shape);
+        Ok(Self { name: name.to_owned(), memory, kind, range, shape: shape.to_vec() })
     }
 
     /// Number of axes.
@@ -128,6 +132,16 @@ impl Buffer {
         }
         Ok(self.view()?.f_copy_(values)?)
     }
+}
+
+/// libtorch's type for that of an engine's input or output.
+fn element_kind(engine: &Engine, name: &str) -> Result<Kind, ModelError> {
+    let data_type = engine.tensor(name)?.data_type;
+    kind_of(data_type).ok_or_else(|| ModelError::Input {
+        what: "type of an engine's input or output",
+        expected: "f32, f16 or bf16".to_owned(),
+        found: format!("{data_type} for {name:?}"),
+    })
 }
 
 /// libtorch's type for TensorRT's.

@@ -53,7 +53,7 @@ impl TensorRtDevice {
         embodiment: usize,
         precision: Precision,
     ) -> EngineNeeds {
-        FusedEngine {
+        let fused = FusedEngine {
             checkpoint: checkpoint.dir.clone(),
             checkpoint_hash: checkpoint_hash.to_owned(),
             config: &checkpoint.config,
@@ -62,8 +62,13 @@ impl TensorRtDevice {
             precision,
             tensorrt: self.version(),
             gpu: self.gpu(),
+        };
+        let ordinal = self.device.ordinal();
+        EngineNeeds {
+            eagle_config: checkpoint.eagle_file.clone(),
+            device: (ordinal != 0).then(|| format!("cuda:{ordinal}")),
+            ..fused.needs()
         }
-        .needs()
     }
 }
 
@@ -93,7 +98,12 @@ pub fn load(
     let hash = CheckpointHasher::new(Some(hashes_in(&choice.folder))).hash(&checkpoint.dir)?;
     let needs = here.needs(checkpoint, &hash, embodiment, choice.precision);
     let plan = EngineStore::new(&choice.folder).load(&needs)?;
-    let engine = Runtime::new(&here.library, &here.device)?.deserialise(&plan)?;
+    let runtime = Runtime::new(&here.library, &here.device)?;
+    if plan.record.builder.version_compatible {
+        // Such an engine brings code of its own; its hash was compared with the record's.
+        runtime.allow_host_code()?;
+    }
+    let engine = runtime.deserialise(&plan)?;
     // Where host and GPU share memory, every gigabyte counts.
     drop(plan);
     let identity = format!("TensorRT {} {} on cuda:{ordinal}", here.library.version(), choice.precision);

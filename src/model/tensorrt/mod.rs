@@ -6,9 +6,11 @@
 mod buffers;
 mod load;
 mod projections;
+mod single;
 
 pub use load::{TensorRtDevice, load};
 pub use projections::{CrossProjections, Projected};
+pub use single::SingleRun;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

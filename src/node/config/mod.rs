@@ -285,6 +285,7 @@ impl NodeConfig {
                 folder,
                 // The table's check let only known precisions through.
                 precision: read.string("tensorrt.precision").parse().unwrap_or(Precision::Fp16),
+                auto_build: read.bool("tensorrt.auto_build"),
             }),
             rate: read.double("rate"),
             instruction: read.string("instruction"),

@@ -95,6 +95,16 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             "Precision of the engine.",
         ),
         parameter(
+            "tensorrt.auto_build",
+            T::Bool,
+            D::Bool(false),
+            C::None,
+            "",
+            STATIC,
+            "Whether an engine that is missing, damaged or built for something else (checkpoint, GPU, TensorRT) is built before the \
+             node becomes active, which takes minutes. Without it such an engine is refused with the command that builds it.",
+        ),
+        parameter(
             "rate",
             T::Double,
             D::Double(5.0),

@@ -55,9 +55,16 @@ fn absent_parameters_take_their_defaults() {
 #[test]
 fn a_folder_of_engines_asks_for_an_engine_of_the_precision() {
     let config = parse(&format!("{COMPLETE}    tensorrt: {{engines: trt, precision: int8}}\n")).unwrap();
-    assert_eq!(config.engine, Some(EngineChoice { folder: "folder/trt".into(), precision: Precision::Int8 }));
+    let choice = |folder: &str, precision, auto_build| {
+        Some(EngineChoice { folder: folder.into(), precision, auto_build })
+    };
+    assert_eq!(config.engine, choice("folder/trt", Precision::Int8, false));
     let config = parse(&format!("{COMPLETE}    tensorrt.engines: /trt\n")).unwrap();
-    assert_eq!(config.engine, Some(EngineChoice { folder: "/trt".into(), precision: Precision::Fp16 }));
+    assert_eq!(config.engine, choice("/trt", Precision::Fp16, false));
+    let config = parse(&format!("{COMPLETE}    tensorrt: {{engines: /trt, auto_build: true}}\n")).unwrap();
+    assert_eq!(config.engine, choice("/trt", Precision::Fp16, true));
+    let error = parse(&format!("{COMPLETE}    tensorrt.auto_build: 1\n")).unwrap_err().to_string();
+    assert!(error.contains("tensorrt.auto_build: expected true or false"), "{error}");
     let error = parse(&format!("{COMPLETE}    tensorrt.precision: fp61\n")).unwrap_err().to_string();
     assert!(error.contains("tensorrt.precision") && error.contains("int8"), "{error}");
 }

@@ -178,6 +178,16 @@ fn a_failed_engine_is_an_error() {
 }
 
 #[test]
+fn an_engine_that_is_being_built_is_a_warning_and_the_status_says_how_far_it_is() {
+    let line = "building the TensorRT engine: Tactic selection (13 of 140), 95 s";
+    let build = |now: &mut Snapshot| now.engine = Engine::Building(line.into());
+    complains(build, "inference", WARN, &[line]);
+    let mut now = healthy(2);
+    build(&mut now);
+    assert_eq!((policy_status(&now).engine.as_str(), policy_status(&now).last_error.as_str()), (line, ""));
+}
+
+#[test]
 fn failed_ticks_and_chunks_that_are_not_finite_are_errors() {
     let fail = |now: &mut Snapshot| {
         now.failed = 2;

@@ -139,12 +139,21 @@ impl PolicyInfo {
     }
 }
 
+#[cfg(feature = "tensorrt")]
+use crate::engine_builder::auto_build::load_policy;
+
+/// Without TensorRT there is nothing to build.
+#[cfg(not(feature = "tensorrt"))]
+fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
+    Policy::load(options)
+}
+
 /// Loads a policy, warms it up and returns it as the thread wants it.
 ///
 /// # Errors
 /// What is wrong with checkpoint, tokenizer, embodiment, device or the first prediction.
 pub fn load(options: &PolicyOptions) -> Result<(Predict, PolicyInfo), PolicyError> {
-    let mut policy = Policy::load(options)?;
+    let mut policy = load_policy(options)?;
     // The first prediction allocates and, on a GPU, compiles and tunes: not to be done in front of a moving robot.
     let blank = policy.processor().blank_observation();
     policy.predict(&PredictRequest::new(blank, Noise::Seed(0)))?;
@@ -270,11 +279,13 @@ pub async fn run(
     let started = Instant::now();
     let policy = PolicyThread::spawn(load)?;
     let mut readiness = policy.readiness();
+    let reports = report::Reports::open(&node, &config)?;
     let state = tokio::select! {
         state = readiness.wait_for(|state| !matches!(state, Readiness::Loading)) => match state {
             Ok(state) => state.clone(),
             Err(_) => return Err(NodeError::Policy("the policy's thread ended while loading".to_owned())),
         },
+        never = reports.while_loading(&node, &config) => match never {},
         () = &mut stop => return Ok(()),
     };
     let info = match state {
@@ -320,7 +331,7 @@ pub async fn run(
     let _lifecycle = lifecycle_services::serve(&node, Arc::new(Life(shared.clone())))?;
     tasks.spawn(configure(shared.clone(), changes));
     tasks.spawn(command(shared.clone(), config.commands.rate));
-    report::spawn(&shared, &mut tasks)?;
+    report::spawn(&shared, reports, &mut tasks);
     if config.safety.autostart {
         let outcome = shared.steer(|control| control.request(Transition::Activate));
         tracing::info!("{}", outcome.message);

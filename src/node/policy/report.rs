@@ -1,33 +1,88 @@
 //! What the node says of itself: a line on the terminal, `/diagnostics` at 1 Hz, its status.
 
 use std::{
+    convert::Infallible,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    task::JoinSet,
+    time::{Interval, MissedTickBehavior},
+};
 
 use super::{NodeError, Shared, lock};
 use crate::{
+    node::config::NodeConfig,
     node::diagnostics::{Engine, Snapshot, TransportCounts, diagnostics, input_snapshots, policy_status},
     ros::{
         Stamp,
         msg::{DiagnosticArray, PolicyStatus},
-        transport::{COUNTS_LOST, Publisher, Qos},
+        transport::{COUNTS_LOST, Publisher, Qos, RosNode},
     },
+    safety::{gate::Gate, watchdog::Watchdog},
 };
 
+/// Time between two messages.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Where other nodes are told.
+pub(super) struct Reports {
+    diagnostics: Publisher<DiagnosticArray>,
+    status: Publisher<PolicyStatus>,
+}
+
+impl Reports {
+    /// Opens the topics.
+    ///
+    /// # Errors
+    /// A refusal of the transport.
+    pub fn open(node: &RosNode, config: &NodeConfig) -> Result<Self, NodeError> {
+        Ok(Self {
+            diagnostics: node.publisher("/diagnostics", Qos::reliable(10))?,
+            status: node.publisher(&config.status_topic, Qos::latched())?,
+        })
+    }
+
+    /// Tells other nodes that the policy is being loaded, for as long as it is waited for.
+    pub async fn while_loading(&self, node: &RosNode, config: &NodeConfig) -> Infallible {
+        // The first time after a period: most policies are loaded by then.
+        let mut interval = every_period(tokio::time::Instant::now() + PERIOD);
+        let mut before = None;
+        loop {
+            interval.tick().await;
+            let Some(now) = node.clock().map(|time| Stamp::from(&time)) else { continue };
+            let snapshot = loading(node, config, now, building());
+            self.tell(before.as_ref(), &snapshot);
+            before = Some(snapshot);
+        }
+    }
+
+    fn tell(&self, before: Option<&Snapshot>, snapshot: &Snapshot) {
+        // Whoever does not listen does not hear; there is nobody else to tell.
+        let _ = self.diagnostics.publish(diagnostics(before, snapshot));
+        let _ = self.status.publish(policy_status(snapshot));
+    }
+}
+
+/// How far the building of an engine is, if one is being built.
+fn building() -> Option<String> {
+    #[cfg(feature = "tensorrt")]
+    return crate::engine_builder::progress::activity::current();
+    #[cfg(not(feature = "tensorrt"))]
+    None
+}
+
 /// Starts the reports.
-///
-/// # Errors
-/// A refusal of the transport.
-pub(super) fn spawn(shared: &Arc<Shared>, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
-    let config = shared.store.config();
-    let diagnostics = shared.node.publisher::<DiagnosticArray>("/diagnostics", Qos::reliable(10))?;
-    let status = shared.node.publisher::<PolicyStatus>(&config.status_topic, Qos::latched())?;
+pub(super) fn spawn(shared: &Arc<Shared>, reports: Reports, tasks: &mut JoinSet<()>) {
     tasks.spawn(tell_people(shared.clone()));
-    tasks.spawn(tell_nodes(shared.clone(), diagnostics, status));
-    Ok(())
+    tasks.spawn(tell_nodes(shared.clone(), reports));
+}
+
+fn every_period(first: tokio::time::Instant) -> Interval {
+    let mut interval = tokio::time::interval_at(first, PERIOD);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 async fn tell_people(shared: Arc<Shared>) {
@@ -60,23 +115,45 @@ async fn tell_people(shared: Arc<Shared>) {
     }
 }
 
-async fn tell_nodes(
-    shared: Arc<Shared>,
-    diagnostics_topic: Publisher<DiagnosticArray>,
-    status_topic: Publisher<PolicyStatus>,
-) {
-    const PERIOD: Duration = Duration::from_secs(1);
-    let mut interval = tokio::time::interval(PERIOD);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn tell_nodes(shared: Arc<Shared>, reports: Reports) {
+    let mut interval = every_period(tokio::time::Instant::now());
     let mut before: Option<Snapshot> = None;
     loop {
         interval.tick().await;
         let Some(now) = shared.now() else { continue };
         let snapshot = take(&shared, now, before.as_ref());
-        // Whoever does not listen does not hear; there is nobody else to tell.
-        let _ = diagnostics_topic.publish(diagnostics(before.as_ref(), &snapshot));
-        let _ = status_topic.publish(policy_status(&snapshot));
+        reports.tell(before.as_ref(), &snapshot);
         before = Some(snapshot);
+    }
+}
+
+/// What is known before there is a policy.
+fn loading(node: &RosNode, config: &NodeConfig, now: Stamp, building: Option<String>) -> Snapshot {
+    let watchdog = Watchdog::new(config.safety.watchdog.clone());
+    Snapshot {
+        time: now,
+        node: node.name().base().to_owned(),
+        device: String::new(),
+        engine: building.map_or(Engine::Loading, Engine::Building),
+        transport: node.transport(),
+        embodiment: config.embodiment.clone(),
+        instruction: config.instruction.clone(),
+        handover: config.handover.mode.to_string(),
+        inputs: Vec::new(),
+        blocked: Default::default(),
+        blocked_because: None,
+        requested_rate: config.rate,
+        rate: 0.0,
+        latency: Vec::new(),
+        chunks: 0,
+        failed: 0,
+        last_error: None,
+        dropped_not_finite: 0,
+        dropped_late: 0,
+        clips: Vec::new(),
+        gate: Gate::new(config.safety.dry_run),
+        watchdog: watchdog.state().clone(),
+        starting: true,
     }
 }
 
