@@ -3,19 +3,37 @@
 use std::process::ExitCode;
 
 use groot_policy::{
-    engine_builder::{command::Command, session},
+    engine_builder::{
+        calibration::collect::{self, Collected},
+        command::Program,
+        session,
+    },
+    evaluation::Interrupt,
     node::tool_command,
 };
 
 fn main() -> ExitCode {
     tool_command::run("engine_builder", "engine_builder", |arguments, node| {
-        let command = Command::read(arguments, node)?;
-        let outcome = session::run(&command, &mut |line| eprintln!("{line}"))?;
-        if command.json {
-            println!("{}", serde_json::to_string_pretty(&outcome)?);
-        } else {
-            print!("{}", session::summary(&outcome));
+        let say = &mut |line: &str| eprintln!("{line}");
+        match Program::read(arguments, node)? {
+            Program::Build(command) => {
+                let outcome = session::run(&command, say)?;
+                if command.json {
+                    println!("{}", serde_json::to_string_pretty(&outcome)?);
+                } else {
+                    print!("{}", session::summary(&outcome));
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            Program::Collect(command) => {
+                Ok(match collect::run(&command, arguments, node, &Interrupt::on_signal()?, say)? {
+                    Collected::Whole(set) => {
+                        println!("{}", serde_json::to_string_pretty(&set)?);
+                        ExitCode::SUCCESS
+                    }
+                    Collected::Interrupted => ExitCode::from(130),
+                })
+            }
         }
-        Ok(ExitCode::SUCCESS)
     })
 }

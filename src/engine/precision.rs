@@ -104,13 +104,18 @@ pub fn check_precision(
             format!("TensorRT {}.{} does not have it; it came with 10", tensorrt.0, tensorrt.1),
             "use fp16 or fp32, or TensorRT 10",
         ),
-        Precision::Fp16 | Precision::Bf16 | Precision::Int8 if tensorrt.0 >= 11 => refuse(
-            format!(
-                "TensorRT {}.{} computes in the types that the graph has; choosing others for it ended with 10",
-                tensorrt.0, tensorrt.1
-            ),
-            "export the graph in these types (f16, bf16, or Q/DQ nodes) and use strongly_typed",
-        ),
+        // `engine_builder` writes the fused graph in the types that are asked for, Q/DQ nodes among them.
+        Precision::Fp16 | Precision::Bf16 | Precision::Int8
+            if tensorrt.0 >= 11 && graph != GraphKind::DitFused =>
+        {
+            refuse(
+                format!(
+                    "TensorRT {}.{} computes in the types that the graph has; choosing others for it ended with 10",
+                    tensorrt.0, tensorrt.1
+                ),
+                "export the graph in these types (f16, bf16, or Q/DQ nodes) and use strongly_typed",
+            )
+        }
         Precision::Fp16 | Precision::Int8 if graph == GraphKind::Backbone && !forced => refuse(
             "the vision tower's activations go beyond what f16 holds well: published measurements on an Orin gave a cosine \
              of 0.302 (0.931 in fp32) against the reference, with values of [-342, 352] squeezed to [-101, 76]"
@@ -185,18 +190,23 @@ mod tests {
 
     #[test]
     fn a_precision_is_refused_to_a_tensorrt_that_does_not_have_it() {
-        for (precision, tensorrt, fits) in [
-            (Precision::Bf16, (8, 6), false),
-            (Precision::StronglyTyped, (8, 6), false),
-            (Precision::Bf16, (10, 3), true),
-            (Precision::Fp16, (11, 4), false),
-            (Precision::StronglyTyped, (11, 4), true),
-            (Precision::Fp32, (11, 4), true),
+        let (fused, other) = (GraphKind::DitFused, GraphKind::DitReference);
+        for (precision, graph, tensorrt, fits) in [
+            (Precision::Bf16, fused, (8, 6), false),
+            (Precision::StronglyTyped, fused, (8, 6), false),
+            (Precision::Bf16, fused, (10, 3), true),
+            (Precision::Fp16, other, (10, 3), true),
+            (Precision::Fp16, other, (11, 4), false),
+            (Precision::Int8, other, (11, 4), false),
+            (Precision::Fp16, fused, (11, 4), true),
+            (Precision::Int8, fused, (11, 4), true),
+            (Precision::StronglyTyped, other, (11, 4), true),
+            (Precision::Fp32, other, (11, 4), true),
         ] {
             assert_eq!(
-                allowed(precision, GraphKind::DitFused, ORIN, tensorrt),
+                allowed(precision, graph, ORIN, tensorrt),
                 fits,
-                "{precision} in {tensorrt:?}"
+                "{precision} of {graph} in {tensorrt:?}"
             );
         }
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::calibration::CalibrationMethod;
 use super::graph::GraphKind;
 use super::precision::{ComputeCapability, Precision};
 
@@ -122,19 +123,33 @@ pub struct BuilderRecord {
     pub optimisation_level: Option<u8>,
     pub tf32: bool,
     pub version_compatible: bool,
+    /// The graph said what is computed in which type.
+    #[serde(default)]
+    pub strongly_typed: bool,
     /// Layers kept in f32: `normalisation`, `softmax`, or parts of names.
     pub f32_layers: Vec<String>,
 }
 
 /// The data behind an INT8 engine's ranges.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CalibrationRecord {
-    /// BLAKE3 of the collected inputs, or of the cache of ranges.
+    /// BLAKE3 of the inputs.
     pub hash: String,
-    /// `entropy`, `min_max`, `percentile`, ...
-    pub algorithm: String,
+    /// Who found the ranges.
+    #[serde(default)]
+    pub method: CalibrationMethod,
+    /// By which rule: `entropy`, `min-max`, `percentile:99.99`, ...
+    #[serde(alias = "algorithm")]
+    pub ranges: String,
+    /// Inputs that were looked at.
     pub samples: u64,
     pub seed: u64,
+    /// Strength of the smoothing; none: not smoothed.
+    #[serde(default)]
+    pub smooth_quant: Option<f32>,
+    /// Products that stayed as they are, by part of their weights' names.
+    #[serde(default)]
+    pub skipped: Vec<String>,
 }
 
 /// Distance from a reference.

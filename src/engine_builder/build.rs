@@ -3,18 +3,26 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::graph::GraphRequest;
+use super::{
+    calibration::plan::Int8Plan,
+    graph::{GraphRequest, INT8_STEM, STEM},
+};
 use crate::{
     checkpoint::Checkpoint,
     engine::{
         BuilderRecord, CalibrationRecord, CheckpointRecord, EngineError, EngineNeeds, EngineRecord,
-        EngineStore, GraphKind, PlanRecord, Precision, RECORD_FORMAT, check_precision,
+        EngineStore, GraphKind, PlanRecord, Precision, RECORD_FORMAT, calibration::CalibrationMethod,
+        check_precision,
     },
     model::tensorrt::TensorRtDevice,
+    onnx::{Data, ElementType, Written, write},
     tensorrt::{
         BuildOptions, BuildProgress, BuildReport, F32Layers, Int8Calibration, TensorRtError, build_from_onnx,
     },
 };
+
+/// The first major version of TensorRT in which the graph alone says what is computed in which type.
+const TYPED_ALONE: u32 = 11;
 
 /// How an engine is built.
 #[derive(Debug, Clone)]
@@ -28,6 +36,8 @@ pub struct BuildRequest {
     pub f32_layers: F32Layers,
     pub tf32: bool,
     pub version_compatible: bool,
+    /// Spell the types out in the graph, for TensorRT 10; from 11 on that is done in any case.
+    pub strongly_typed: bool,
     /// Build what is known to give wrong results.
     pub forced: bool,
 }
@@ -41,6 +51,16 @@ pub enum BuildError {
     Engine(#[from] EngineError),
 }
 
+/// A graph on disk with what its builder needs.
+#[derive(Debug)]
+pub struct PreparedGraph {
+    pub onnx: Written,
+    /// Of INT8 by TensorRT's own calibrators.
+    pub calibration: Option<Int8Calibration>,
+    /// Of any INT8, for the engine's record.
+    pub record: Option<CalibrationRecord>,
+}
+
 /// A saved engine.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -52,9 +72,57 @@ pub struct Built {
 }
 
 impl BuildRequest {
-    /// What the builder is told, for records.
-    pub fn builder_record(&self) -> BuilderRecord {
+    /// Whether the graph's own types rule in a TensorRT of this major version, rather than what the builder is told.
+    pub fn is_typed(&self, major: u32) -> bool {
+        self.strongly_typed || self.precision == Precision::StronglyTyped || major >= TYPED_ALONE
+    }
+
+    /// The type in which the graph is written for a TensorRT of this major version.
+    pub fn graph_kind(&self, major: u32) -> ElementType {
+        match self.precision {
+            _ if !self.is_typed(major) => ElementType::F32,
+            // What is not in INT8 is in f16, as weakly typed builders choose too.
+            Precision::Fp16 | Precision::Int8 => ElementType::F16,
+            Precision::Bf16 => ElementType::Bf16,
+            Precision::Fp32 | Precision::StronglyTyped => ElementType::F32,
+        }
+    }
+
+    /// Writes the graph into `folder` as a TensorRT of this major version wants it, and finds the ranges of an INT8 engine:
+    /// `int8` says how.
+    ///
+    /// # Errors
+    /// A checkpoint that lacks something, calibration inputs that cannot be read or do not fit, a folder that cannot be
+    /// written.
+    pub fn prepare(
+        &self,
+        checkpoint: &Checkpoint,
+        int8: Option<&Int8Plan>,
+        major: u32,
+        folder: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<PreparedGraph> {
+        let kind = self.graph_kind(major);
+        let (graph, stem, calibration, record) = match int8 {
+            Some(plan) if plan.method == CalibrationMethod::Explicit => {
+                let inputs = plan.inputs()?;
+                let (ranges, record) = plan.ranges(&*inputs, say)?;
+                (plan.quantised(self.graph, &ranges, kind)?, INT8_STEM, None, Some(record))
+            }
+            Some(plan) => {
+                let (calibration, record) = plan.calibrator(plan.inputs()?, say)?;
+                (self.graph.graph(checkpoint, kind)?, STEM, Some(calibration), Some(record))
+            }
+            None => (self.graph.graph(checkpoint, kind)?, STEM, None, None),
+        };
+        let onnx = write(&graph, folder, stem, Data::Full)?;
+        Ok(PreparedGraph { onnx, calibration, record })
+    }
+
+    /// What a builder of this major version is told, for records.
+    pub fn builder_record(&self, major: u32) -> BuilderRecord {
         BuilderRecord {
+            strongly_typed: self.is_typed(major),
             workspace: self.workspace.map(|bytes| bytes as u64),
             optimisation_level: self.optimisation_level,
             tf32: self.tf32,
@@ -72,20 +140,24 @@ impl BuildRequest {
         here: &TensorRtDevice,
         checkpoint: &Checkpoint,
         checkpoint_hash: &str,
-        onnx: &Path,
-        calibration: Option<(Int8Calibration, CalibrationRecord)>,
+        prepared: PreparedGraph,
         store: &EngineStore,
     ) -> Result<Built, BuildError> {
+        let PreparedGraph { onnx, calibration, record: calibration_record } = prepared;
         let version = here.version();
         let capability = here.device.compute_capability();
         let kind = GraphKind::DitFused;
         check_precision(self.precision, kind, capability, (version.major, version.minor), self.forced)?;
-        let mut options = BuildOptions::new(self.precision);
+        let typed = self.is_typed(version.major);
+        let mut options = BuildOptions::new(if typed { Precision::StronglyTyped } else { self.precision });
         options.workspace = self.workspace;
         options.optimisation_level = self.optimisation_level;
         options.timing_cache = self.timing_cache.clone();
         options.profiles = self.graph.profile(&checkpoint.config).into_iter().collect();
-        options.f32_layers = self.f32_layers.clone();
+        if !typed {
+            // A typed graph has its norms and softmax in f32 by itself.
+            options.f32_layers = self.f32_layers.clone();
+        }
         options.tf32 = self.tf32;
         options.version_compatible = self.version_compatible;
         options.progress = Some(std::sync::Arc::new(|progress: &BuildProgress| {
@@ -94,9 +166,8 @@ impl BuildRequest {
             }
             true
         }));
-        let (calibration, calibration_record) = calibration.unzip();
         options.calibration = calibration;
-        let (plan, report) = build_from_onnx(&here.library, &here.device, onnx, options)?;
+        let (plan, report) = build_from_onnx(&here.library, &here.device, &onnx.model, options)?;
         let needs = here.needs(checkpoint, checkpoint_hash, self.graph.embodiment, self.precision);
         let (major, minor) = here.device.driver_cuda();
         let record = EngineRecord {
@@ -114,7 +185,7 @@ impl BuildRequest {
             tensorrt: version,
             cuda: format!("{major}.{minor}"),
             gpu: here.gpu(),
-            builder: self.builder_record(),
+            builder: self.builder_record(version.major),
             calibration: calibration_record,
             accuracy: None,
             latency: None,

@@ -11,12 +11,17 @@ use crate::{
         fused::{cross_blocks, names},
     },
     onnx::{
-        Data, OnnxError, Written,
+        Data, ElementType, Graph, OnnxError, Style, Written,
         dit::{FusedOptions, fused, rows},
         write,
     },
     tensorrt::{Profile, ShapeRange},
 };
+
+/// Name of the graph's files, without ending.
+pub const STEM: &str = "dit_fused";
+/// Of those of the graph with Q/DQ nodes.
+pub const INT8_STEM: &str = "dit_fused_int8";
 
 /// What the graph is exported for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +33,27 @@ pub struct GraphRequest {
 }
 
 impl GraphRequest {
+    /// The same for prompts of any length.
+    #[must_use]
+    pub fn any_length(self) -> Self {
+        Self { text: Lengths::any(), image: Lengths::any(), ..self }
+    }
+
+    /// The fused graph with weights and activations of this type, norms and softmax in f32.
+    ///
+    /// # Errors
+    /// A checkpoint that lacks something.
+    pub fn graph<'w>(&self, checkpoint: &'w Checkpoint, kind: ElementType) -> Result<Graph<'w>, OnnxError> {
+        let options = FusedOptions::new(self.embodiment, self.text.extent(), self.image.extent());
+        fused(checkpoint, &FusedOptions { style: Style::new(kind), ..options })
+    }
+
     /// Writes `dit_fused.onnx` and its weights into `folder`, in f32: the engine's builder chooses types itself.
     ///
     /// # Errors
     /// A checkpoint that lacks something, or a folder that cannot be written.
     pub fn export(&self, checkpoint: &Checkpoint, folder: &Path) -> Result<Written, OnnxError> {
-        let options = FusedOptions::new(self.embodiment, self.text.extent(), self.image.extent());
-        write(&fused(checkpoint, &options)?, folder, "dit_fused", Data::Full)
+        write(&self.graph(checkpoint, ElementType::F32)?, folder, STEM, Data::Full)
     }
 
     /// The shapes of every input: least, usual, greatest.

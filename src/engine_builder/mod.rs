@@ -7,7 +7,8 @@
 //! | [`build`] | ONNX to plan to a folder of engines |
 //! | [`synthetic`] | inputs for the action head that need no recording |
 //! | [`verify`] | the engine against libtorch on the same inputs, and how long both take |
-//! | [`calibration`] | inputs of denoising runs for INT8 |
+//! | [`calibration`] | INT8: inputs of denoising runs, and the ranges that follow from them |
+//! | [`interpreter`] | a graph on libtorch, node by node |
 //! | [`session`] | all of it, as the [`command`] says |
 //! | [`tables`] | what was found, for people |
 
@@ -15,6 +16,7 @@ pub mod build;
 pub mod calibration;
 pub mod command;
 pub mod graph;
+pub mod interpreter;
 pub mod lengths;
 pub mod session;
 pub mod synthetic;

@@ -7,6 +7,7 @@ mod buffers;
 mod load;
 mod projections;
 
+pub(crate) use load::hashes_in;
 pub use load::{TensorRtDevice, load};
 pub use projections::{CrossProjections, Projected};
 
