@@ -4,6 +4,7 @@
 //! dit_proof checkpoint --dir DIR [--blocks 32]
 //! dit_proof onnx       --dir DIR --out DIR [--text 40] [--image 162]
 //! dit_proof build      --dir DIR --out DIR --precision fp16 [--level 3] [--norms-f32]
+//! dit_proof build      --dir DIR --out DIR --precision int8 --method explicit [--ranges percentile:99.99] [--smooth-quant 0.5]
 //! dit_proof measure    --dir DIR --out DIR --precisions fp32,fp16,int8 [--json FILE]
 //! ```
 //!
@@ -19,12 +20,13 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use groot_policy::{
     checkpoint::{Checkpoint, EagleConfig, ModelConfig, OpenOptions, Parts, Purpose, TensorSpec, key_table},
-    engine::{CalibrationRecord, CheckpointHasher, EngineStore, Precision},
+    engine::{CheckpointHasher, EngineStore, Precision},
     engine_builder::{
-        build::BuildRequest,
-        calibration::DenoisingInputs,
-        graph::GraphRequest,
+        build::{BuildRequest, PreparedGraph},
+        calibration::{options::Int8Options, plan::Int8Plan},
+        graph::{EngineGraph, GraphPart, GraphRequest, Typing},
         lengths::Lengths,
+        session::timing_cache_name,
         synthetic::SyntheticTick,
         tables::{self, Measured},
         verify::{Distance, HeadLatency, Trace, torch_head},
@@ -35,7 +37,8 @@ use groot_policy::{
         layers::Loader,
         tensorrt::{Queueing, TensorRtDevice, TensorRtVelocity},
     },
-    tensorrt::{CalibrationAlgorithm, F32Layers, Int8Calibration, Runtime},
+    onnx::Written,
+    tensorrt::F32Layers,
 };
 use half::bf16;
 use rand::SeedableRng;
@@ -54,8 +57,6 @@ const SPREAD: f32 = 0.02;
 const LAST_SPREAD: f32 = 0.08;
 /// Bytes of a shard.
 const SHARD: usize = 512 << 20;
-/// First seed of the calibration's ticks: others than those that are measured.
-const CALIBRATION_SEED: u64 = 1000;
 /// Values from one seed.
 const CHUNK: usize = 1 << 20;
 
@@ -82,7 +83,7 @@ enum Step {
         #[command(flatten)]
         prompt: Prompt,
     },
-    /// Build and save an engine from the graph that `onnx` wrote
+    /// Build and save an engine from the graph that `onnx` wrote, or for int8 from one of its own
     Build {
         #[command(flatten)]
         place: Place,
@@ -94,9 +95,8 @@ enum Step {
         level: Option<u8>,
         #[arg(long)]
         norms_f32: bool,
-        /// Ticks that INT8 is calibrated on
-        #[arg(long, default_value_t = 8)]
-        ticks: u64,
+        #[command(flatten)]
+        int8: Int8Options,
     },
     /// Compare the engines with libtorch, and time both
     Measure {
@@ -156,8 +156,8 @@ fn main() -> Result<()> {
             println!("{} and {} bytes of weights", written.model.display(), written.data_bytes);
             Ok(())
         }
-        Step::Build { place, prompt, precision, level, norms_f32, ticks } => {
-            build(&place, prompt, precision, level, norms_f32, ticks)
+        Step::Build { place, prompt, precision, level, norms_f32, int8 } => {
+            build(&place, prompt, precision, level, norms_f32, &int8)
         }
         Step::Measure { place, prompt, precisions, ticks, warm_up, iterations, json } => {
             measure(&place, prompt, &precisions, ticks, (warm_up, iterations), json.as_deref())
@@ -278,7 +278,7 @@ fn build(
     precision: Precision,
     level: Option<u8>,
     norms_f32: bool,
-    ticks: u64,
+    int8: &Int8Options,
 ) -> Result<()> {
     // Before TensorRT, as libtorch must be the first to ask for CUDA.
     let device = device::select("cuda")?;
@@ -286,29 +286,11 @@ fn build(
     println!("TensorRT {} on {:?}", here.library.version(), here.device);
     let checkpoint = open(&place.dir)?;
     let hash = timed("hash", || Ok(hasher(&place.out).hash(&place.dir)?))?;
-    let graph = prompt.request();
-    let calibration = match precision {
-        Precision::Int8 => Some(timed("calibration inputs", || {
-            let mut head = torch_head(&checkpoint, EMBODIMENT, device, Kind::BFloat16)?;
-            let ticks = (0..ticks).map(|seed| prompt.tick(&checkpoint.config, CALIBRATION_SEED + seed));
-            let ticks = ticks.collect::<Result<Vec<_>>>()?;
-            let inputs = DenoisingInputs::record(&checkpoint, EMBODIMENT, &mut head, device, &ticks)?;
-            let record = CalibrationRecord {
-                hash: inputs.hash().to_owned(),
-                algorithm: "entropy".to_owned(),
-                samples: inputs.len() as u64,
-                seed: CALIBRATION_SEED,
-            };
-            let calibration = Int8Calibration {
-                algorithm: CalibrationAlgorithm::Entropy,
-                batches: Box::new(inputs),
-                cache: Some(place.out.join("int8.cache")),
-                shapes: graph
-                    .profile(&checkpoint.config)
-                    .map(|_| graph.calibration_profile(&checkpoint.config)),
-            };
-            Ok((calibration, record))
-        })?),
+    let major = here.version().major;
+    let typing = Typing::choose(precision, false, major);
+    let graph = EngineGraph { part: GraphPart::Fused(prompt.request()), typing };
+    let method = match precision {
+        Precision::Int8 => Some(int8.method(Some(major), false)?),
         _ => None,
     };
     let request = BuildRequest {
@@ -316,18 +298,41 @@ fn build(
         precision,
         workspace: None,
         optimisation_level: level,
-        timing_cache: Some(place.out.join("timing.cache")),
+        timing_cache: Some(place.out.join(timing_cache_name(precision, method))),
         f32_layers: F32Layers { normalisation: norms_f32, softmax: norms_f32, ..F32Layers::default() },
         tf32: false,
         version_compatible: false,
         forced: false,
     };
-    let onnx = place.out.join("dit_fused.onnx");
+    let plan = method.map(|method| Int8Plan {
+        checkpoint: &checkpoint,
+        checkpoint_hash: &hash,
+        graph: prompt.request(),
+        options: int8,
+        method,
+        device,
+        seed: 0,
+        folder: &place.out,
+        forced: false,
+    });
+    let prepared = if plan.is_some() || typing.is_strong() {
+        timed("ranges and graph", || {
+            fs::create_dir_all(&place.out)?;
+            request.prepare(&checkpoint, plan.as_ref(), &place.out, &mut |line| println!("{line}"))
+        })?
+    } else {
+        let model = place.out.join(format!("{}.onnx", request.graph.kind()));
+        let onnx = Written { model, data: None, data_bytes: 0 };
+        PreparedGraph { onnx, calibration: None, record: None }
+    };
     let store = EngineStore::new(&place.out);
     let built = timed(&format!("build {precision}"), || {
-        Ok(request.build(&here, &checkpoint, &hash, &onnx, calibration, &store)?)
+        Ok(request.build(&here, &checkpoint, &hash, prepared, &store)?)
     })?;
     println!("{}: {:?}", built.path.display(), built.report);
+    if let Some(calibration) = &built.record.calibration {
+        println!("{calibration:?}");
+    }
     Ok(())
 }
 
@@ -365,9 +370,7 @@ fn measure(
         let outcome = timed(&name, || {
             let store = EngineStore::new(&place.out);
             let needs = here.needs(&checkpoint, &hash, EMBODIMENT, precision);
-            let plan = store.load(&needs)?;
-            let engine = Runtime::new(&here.library, &here.device)?.deserialise(&plan)?;
-            drop(plan);
+            let engine = here.engine(&store, &needs)?;
             println!("{} layers, {} bytes for a context", engine.layers(), engine.context_memory());
             // Keys and values in the types in which the backbone may run.
             for (kind, of) in [(Kind::BFloat16, "K/V bf16"), (Kind::Float, "K/V f32")] {

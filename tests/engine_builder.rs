@@ -18,7 +18,7 @@ use groot_policy::{
     checkpoint::{Checkpoint, OpenOptions, Parts},
     engine::{ComputeCapability, GpuRecord, Precision, RebuildCommand, VersionRecord, fused::FusedEngine},
     engine_builder::{
-        calibration::DenoisingInputs,
+        calibration::inputs::{CalibrationInputs, DenoisingInputs},
         graph::GraphRequest,
         lengths::Lengths,
         synthetic::SyntheticTick,
@@ -187,17 +187,16 @@ fn calibration_inputs_are_what_the_engine_is_given_and_lead_to_the_same_velociti
     let checkpoint = checkpoint();
     let mut head = torch_head(&checkpoint, EMBODIMENT, Device::Cpu, Kind::Float).unwrap();
     let trace = Trace::record(&mut head, &tick(5), Device::Cpu).unwrap();
-    let ticks = [tick(5)];
-    let inputs = DenoisingInputs::record(&checkpoint, EMBODIMENT, &mut head, Device::Cpu, &ticks).unwrap();
+    let ticks = [Ok(tick(5))];
+    let inputs = DenoisingInputs::record(&checkpoint, EMBODIMENT, &mut head, Device::Cpu, ticks, 5).unwrap();
     assert_eq!(inputs.len(), head.steps());
     let mut runner = Runner::start();
     let model = request().export(&checkpoint, runner.folder.path()).unwrap().model;
     let shapes = request().shapes(&checkpoint.config);
     for (sample, expected) in inputs.samples().iter().zip(trace.velocities()) {
-        let names: Vec<&String> = sample.iter().map(|(name, _)| name).collect();
-        assert!(shapes.keys().all(|name| names.contains(&name)) && names.len() == shapes.len());
+        assert!(shapes.keys().eq(sample.tensors.keys()));
         let tensors: Tensors =
-            sample.iter().map(|(name, tensor)| (name.clone(), floats(&values(tensor)))).collect();
+            sample.tensors.iter().map(|(name, tensor)| (name.clone(), floats(&values(tensor)))).collect();
         for (name, tensor) in &tensors {
             let shape: Vec<i64> = tensor.shape.iter().map(|&n| n as i64).collect();
             assert_eq!(shape, shapes[name].opt, "{name}");

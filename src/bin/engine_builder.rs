@@ -3,37 +3,52 @@
 use std::process::ExitCode;
 
 use groot_policy::{
-    engine_builder::{command::Command, session},
+    engine_builder::{
+        calibration::collect::{self, Collected},
+        command::Program,
+        session,
+    },
+    evaluation::Interrupt,
     node::tool_command,
 };
 
 fn main() -> ExitCode {
     tool_command::run("engine_builder", "engine_builder", |arguments, node| {
-        if let Some((word, rest)) = arguments.rest.split_first()
-            && word == "validate"
-        {
-            return validate(rest);
+        let say = &mut |line: &str| eprintln!("{line}");
+        match Program::read(arguments, node)? {
+            Program::Build(command) => {
+                let outcome = session::run(&command, say)?;
+                if command.json {
+                    println!("{}", serde_json::to_string_pretty(&outcome)?);
+                } else {
+                    print!("{}", session::summary(&outcome));
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            Program::Collect(command) => {
+                Ok(match collect::run(&command, arguments, node, &Interrupt::on_signal()?, say)? {
+                    Collected::Whole(set) => {
+                        println!("{}", serde_json::to_string_pretty(&set)?);
+                        ExitCode::SUCCESS
+                    }
+                    Collected::Interrupted => ExitCode::from(130),
+                })
+            }
+            #[cfg(feature = "onnxruntime")]
+            Program::Validate(command) => validate(&command, say),
         }
-        let command = Command::read(arguments, node)?;
-        let outcome = session::run(&command, &mut |line| eprintln!("{line}"))?;
-        if command.json {
-            println!("{}", serde_json::to_string_pretty(&outcome)?);
-        } else {
-            print!("{}", session::summary(&outcome));
-        }
-        Ok(ExitCode::SUCCESS)
     })
 }
 
 #[cfg(feature = "onnxruntime")]
-fn validate(rest: &[String]) -> anyhow::Result<ExitCode> {
+fn validate(
+    command: &groot_policy::engine_builder::validate::command::Command,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<ExitCode> {
     use anyhow::Context as _;
-    use clap::Parser as _;
     use groot_policy::{atomic_file::write_atomically, engine_builder::validate};
 
-    let line = std::iter::once("engine_builder validate").chain(rest.iter().map(String::as_str));
-    let command = validate::command::Command::try_parse_from(line)?;
-    let report = validate::run(&command, &mut |line| eprintln!("{line}"))?;
+    let report = validate::run(command, say)?;
     let json = serde_json::to_string_pretty(&report)?;
     if let Some(path) = &command.out {
         write_atomically(path, json.as_bytes())
@@ -45,12 +60,4 @@ fn validate(rest: &[String]) -> anyhow::Result<ExitCode> {
         print!("{report}");
     }
     Ok(if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-#[cfg(not(feature = "onnxruntime"))]
-fn validate(_rest: &[String]) -> anyhow::Result<ExitCode> {
-    anyhow::bail!(
-        "validate: expected a program built with the feature `onnxruntime`, found one without; build it with \
-         `cargo build --release --features onnxruntime`"
-    )
 }

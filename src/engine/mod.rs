@@ -30,8 +30,8 @@ pub use graph::GraphKind;
 pub use precision::{ComputeCapability, Precision, check_known, check_precision};
 pub use rebuild::RebuildCommand;
 pub use record::{
-    AccuracyRecord, BuilderRecord, CalibrationRecord, CheckpointRecord, Difference, Differences, EngineNeeds,
-    EngineRecord, GpuRecord, GraphRecord, LatencyRecord, PlanRecord, RECORD_FORMAT, ShapeRecord,
-    VersionRecord,
+    AccuracyRecord, BuilderRecord, CalibrationRecord, CalibrationSource, CheckpointRecord, Difference,
+    Differences, EngineNeeds, EngineRecord, GpuRecord, GraphRecord, LatencyRecord, PlanRecord, RECORD_FORMAT,
+    ShapeRecord, VersionRecord,
 };
 pub use store::{EngineStore, StoredPlan};

@@ -104,11 +104,13 @@ pub fn check_precision(
             format!("TensorRT {}.{} does not have it; it came with 10", tensorrt.0, tensorrt.1),
             "use fp16 or fp32, or TensorRT 10",
         ),
-        // f16 and bf16 are written into the graph there: see `engine_builder::graph::Typing`.
-        Precision::Int8 if tensorrt.0 >= 11 => refuse(
+        // Fp16 and bf16 are written into the graph there, and Q/DQ nodes into the fused one: see `engine_builder::graph::Typing`.
+        Precision::Int8 if tensorrt.0 >= 11 && graph != GraphKind::DitFused => refuse(
             format!(
-                "TensorRT {}.{} computes in the types that the graph has; choosing others for it ended with 10",
-                tensorrt.0, tensorrt.1
+                "TensorRT {}.{} computes in the types that the graph has, and only {} is written with 8 bits",
+                tensorrt.0,
+                tensorrt.1,
+                GraphKind::DitFused
             ),
             "use fp16 or bf16",
         ),
@@ -200,20 +202,23 @@ mod tests {
 
     #[test]
     fn a_precision_is_refused_to_a_tensorrt_that_does_not_have_it() {
-        for (precision, tensorrt, fits) in [
-            (Precision::Bf16, (8, 6), false),
-            (Precision::StronglyTyped, (8, 6), false),
-            (Precision::Bf16, (10, 3), true),
-            (Precision::Fp16, (11, 4), true),
-            (Precision::Bf16, (11, 4), true),
-            (Precision::Int8, (11, 4), false),
-            (Precision::StronglyTyped, (11, 4), true),
-            (Precision::Fp32, (11, 4), true),
+        let (fused, other) = (GraphKind::DitFused, GraphKind::DitReference);
+        for (precision, graph, tensorrt, fits) in [
+            (Precision::Bf16, fused, (8, 6), false),
+            (Precision::StronglyTyped, fused, (8, 6), false),
+            (Precision::Bf16, fused, (10, 3), true),
+            (Precision::Fp16, other, (11, 4), true),
+            (Precision::Bf16, other, (11, 4), true),
+            (Precision::Int8, other, (10, 3), true),
+            (Precision::Int8, other, (11, 4), false),
+            (Precision::Int8, fused, (11, 4), true),
+            (Precision::StronglyTyped, other, (11, 4), true),
+            (Precision::Fp32, other, (11, 4), true),
         ] {
             assert_eq!(
-                allowed(precision, GraphKind::DitFused, ORIN, tensorrt),
+                allowed(precision, graph, ORIN, tensorrt),
                 fits,
-                "{precision} in {tensorrt:?}"
+                "{precision} of {graph} in {tensorrt:?}"
             );
         }
     }

@@ -3,8 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
+use super::calibration::CalibrationMethod;
 use super::graph::GraphKind;
-use super::record::{BuilderRecord, EngineNeeds, EngineRecord, ShapeRecord};
+use super::precision::Precision;
+use super::record::{
+    BuilderRecord, CalibrationRecord, CalibrationSource, EngineNeeds, EngineRecord, ShapeRecord,
+};
 
 /// `engine_builder` with its arguments. Its text is quoted for a POSIX shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +22,9 @@ const PROGRAM: &str = "engine_builder";
 const NORMS_F32: [&str; 2] = ["normalisation", "softmax"];
 
 impl RebuildCommand {
-    /// The command that builds what is needed into `folder`. Ranges of prompts and options of the builder are those of
-    /// `before`, an engine that was built for the same purpose, so that what was chosen once stays chosen.
+    /// The command that builds what is needed into `folder`. Ranges of prompts, options of the builder and, for INT8, the
+    /// calibration are those of `before`, an engine that was built for the same purpose, so that what was chosen once stays
+    /// chosen.
     pub fn new(needs: &EngineNeeds, folder: &Path, before: Option<&EngineRecord>) -> Self {
         let mut command = Self { arguments: Vec::new() };
         command.path("checkpoint", &needs.checkpoint);
@@ -42,6 +47,11 @@ impl RebuildCommand {
         }
         if let Some(builder) = needs.builder.as_ref().or(before.map(|record| &record.builder)) {
             command.builder(builder, needs);
+        }
+        if needs.precision == Precision::Int8
+            && let Some(calibration) = before.and_then(|record| record.calibration.as_ref())
+        {
+            command.calibration(calibration);
         }
         command
     }
@@ -121,6 +131,22 @@ impl RebuildCommand {
             ("strongly-typed", builder.strongly_typed && needs.tensorrt.major >= 10),
         ];
         flags.into_iter().filter(|(_, given)| *given).for_each(|(name, _)| self.flag(name));
+    }
+
+    fn calibration(&mut self, calibration: &CalibrationRecord) {
+        match &calibration.source {
+            CalibrationSource::Collected(folder) => self.value("calibration", folder),
+            CalibrationSource::Synthetic(ticks) => self.value("calibration-ticks", ticks),
+        }
+        // TensorRT's own calibrators are chosen where there are some, and newer versions have none.
+        if calibration.method == CalibrationMethod::Explicit {
+            self.value("method", calibration.method);
+        }
+        self.value("ranges", &calibration.ranges);
+        if let Some(alpha) = calibration.smooth_quant {
+            self.value("smooth-quant", alpha);
+        }
+        calibration.skipped.iter().for_each(|part| self.value("skip", part));
     }
 }
 

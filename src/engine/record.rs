@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::calibration::CalibrationMethod;
 use super::graph::GraphKind;
 use super::precision::{ComputeCapability, Precision};
 
@@ -135,14 +136,33 @@ pub struct BuilderRecord {
 }
 
 /// The data behind an INT8 engine's ranges.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CalibrationRecord {
-    /// BLAKE3 of the collected inputs, or of the cache of ranges.
+    /// BLAKE3 of the inputs.
     pub hash: String,
-    /// `entropy`, `min_max`, `percentile`, ...
-    pub algorithm: String,
+    /// Where they come from.
+    pub source: CalibrationSource,
+    /// Who found the ranges.
+    pub method: CalibrationMethod,
+    /// By which rule: `entropy`, `min-max`, `percentile:99.99`, ...
+    pub ranges: String,
+    /// Inputs that were looked at.
     pub samples: u64,
     pub seed: u64,
+    /// Strength of the smoothing; none: not smoothed.
+    pub smooth_quant: Option<f32>,
+    /// Products that stayed as they are, by part of their weights' names.
+    pub skipped: Vec<String>,
+}
+
+/// Where the inputs of a calibration come from; for the command that rebuilds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CalibrationSource {
+    /// A set of collected ones, which lay in this folder.
+    Collected(String),
+    /// So many synthetic ticks.
+    Synthetic(u64),
 }
 
 /// Distance from a reference.

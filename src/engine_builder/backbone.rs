@@ -14,6 +14,7 @@ use crate::{
     evaluation::{DenoisingErrors, LatencySamples},
     model::{
         ModelError,
+        device::to_host,
         language::LanguageModel,
         layers::Loader,
         probe::Probe,
@@ -135,7 +136,7 @@ pub fn compare(
     let mut run = SingleRun::new(engine, &[(input, values)], (output, &expected.size()), device)?;
     run.run()?;
     let mut errors = DenoisingErrors::default();
-    errors.push(0, &flat(&expected)?, &flat(&run.output()?)?)?;
+    errors.push(0, &to_host(&expected)?, &to_host(&run.output()?)?)?;
     let mut latency = LatencySamples::default();
     for iteration in 0..WARM_UP + ITERATIONS {
         let start = Instant::now();
@@ -165,12 +166,4 @@ pub fn compare(
         p90_ms: latency.p90,
     };
     Ok((accuracy, latency))
-}
-
-fn flat(tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let mut values = vec![0f32; tensor.numel()];
-    let count = values.len();
-    tensor.f_copy_data(&mut values, count)?;
-    Ok(values)
 }

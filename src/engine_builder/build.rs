@@ -3,23 +3,27 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::graph::{EngineGraph, GraphRequest, Typing};
-use super::progress::ProgressLog;
+use super::{
+    calibration::plan::Int8Plan,
+    graph::{EngineGraph, Typing},
+    progress::ProgressLog,
+};
 use crate::{
     checkpoint::Checkpoint,
     engine::{
         BuilderRecord, CalibrationRecord, CheckpointRecord, EngineError, EngineNeeds, EngineRecord,
-        EngineStore, PlanRecord, Precision, RECORD_FORMAT, check_precision,
+        EngineStore, PlanRecord, Precision, RECORD_FORMAT, calibration::CalibrationMethod, check_precision,
     },
     model::tensorrt::TensorRtDevice,
-    onnx::ElementType,
+    onnx::{ElementType, Written},
     tensorrt::{BuildOptions, BuildReport, F32Layers, Int8Calibration, TensorRtError, build_from_onnx},
 };
 
-/// How an engine is built: from the fused graph, or from an [`EngineGraph`] of any kind.
+/// How an engine is built.
 #[derive(Debug, Clone)]
-pub struct BuildRequest<G = GraphRequest> {
-    pub graph: G,
+pub struct BuildRequest {
+    /// From which graph; its typing says who decides on types.
+    pub graph: EngineGraph,
     pub precision: Precision,
     /// Memory that one layer may use while it runs, in bytes.
     pub workspace: Option<usize>,
@@ -41,6 +45,16 @@ pub enum BuildError {
     Engine(#[from] EngineError),
 }
 
+/// A graph on disk with what its builder needs.
+#[derive(Debug)]
+pub struct PreparedGraph {
+    pub onnx: Written,
+    /// Of INT8 by TensorRT's own calibrators.
+    pub calibration: Option<Int8Calibration>,
+    /// Of any INT8, for the engine's record.
+    pub record: Option<CalibrationRecord>,
+}
+
 /// A saved engine.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -51,7 +65,34 @@ pub struct Built {
     pub report: BuildReport,
 }
 
-impl<G: Clone + Into<EngineGraph>> BuildRequest<G> {
+impl BuildRequest {
+    /// Writes the graph into `folder`, and finds the ranges of an INT8 engine: `int8` says how.
+    ///
+    /// # Errors
+    /// A checkpoint that lacks something, calibration inputs that cannot be read or do not fit, a folder that cannot be
+    /// written.
+    pub fn prepare(
+        &self,
+        checkpoint: &Checkpoint,
+        int8: Option<&Int8Plan>,
+        folder: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<PreparedGraph> {
+        let export = || self.graph.export(checkpoint, folder);
+        let (onnx, calibration, record) = match int8 {
+            Some(plan) if plan.method == CalibrationMethod::Explicit => {
+                let (ranges, record) = plan.ranges(&*plan.inputs()?, say)?;
+                (plan.export(&ranges, self.graph.typing, folder)?, None, Some(record))
+            }
+            Some(plan) => {
+                let (calibration, record) = plan.calibrator(plan.inputs()?, say)?;
+                (export()?, Some(calibration), Some(record))
+            }
+            None => (export()?, None, None),
+        };
+        Ok(PreparedGraph { onnx, calibration, record })
+    }
+
     /// What the builder is told, for records.
     pub fn builder_record(&self) -> BuilderRecord {
         BuilderRecord {
@@ -59,8 +100,8 @@ impl<G: Clone + Into<EngineGraph>> BuildRequest<G> {
             optimisation_level: self.optimisation_level,
             tf32: self.tf32,
             version_compatible: self.version_compatible,
-            strongly_typed: self.typing() != Typing::Weak,
-            f32_layers: match self.typing() {
+            strongly_typed: self.graph.typing.is_strong(),
+            f32_layers: match self.graph.typing {
                 Typing::Weak => f32_layers(&self.f32_layers),
                 Typing::Strong(ElementType::F32) => Vec::new(),
                 // What the graph itself keeps in f32.
@@ -69,10 +110,6 @@ impl<G: Clone + Into<EngineGraph>> BuildRequest<G> {
                 }
             },
         }
-    }
-
-    fn typing(&self) -> Typing {
-        self.graph.clone().into().typing
     }
 
     /// Builds the engine of an exported graph and saves it into `store`.
@@ -84,13 +121,13 @@ impl<G: Clone + Into<EngineGraph>> BuildRequest<G> {
         here: &TensorRtDevice,
         checkpoint: &Checkpoint,
         checkpoint_hash: &str,
-        onnx: &Path,
-        calibration: Option<(Int8Calibration, CalibrationRecord)>,
+        prepared: PreparedGraph,
         store: &EngineStore,
     ) -> Result<Built, BuildError> {
+        let PreparedGraph { onnx, calibration, record: calibration_record } = prepared;
+        let graph = &self.graph;
         let version = here.version();
         let capability = here.device.compute_capability();
-        let graph: EngineGraph = self.graph.clone().into();
         let check = |what| {
             check_precision(what, graph.kind(), capability, (version.major, version.minor), self.forced)
         };
@@ -105,16 +142,16 @@ impl<G: Clone + Into<EngineGraph>> BuildRequest<G> {
         options.optimisation_level = self.optimisation_level;
         options.timing_cache = self.timing_cache.clone();
         options.profiles = graph.profile(checkpoint).into_iter().collect();
-        if graph.typing == Typing::Weak {
+        if !graph.typing.is_strong() {
+            // A typed graph has its norms and softmax in f32 by itself.
             options.f32_layers = self.f32_layers.clone();
         }
         options.tf32 = self.tf32;
         options.version_compatible = self.version_compatible;
         let progress = ProgressLog::start();
         options.progress = Some(progress.monitor());
-        let (calibration, calibration_record) = calibration.unzip();
         options.calibration = calibration;
-        let (plan, report) = build_from_onnx(&here.library, &here.device, onnx, options)?;
+        let (plan, report) = build_from_onnx(&here.library, &here.device, &onnx.model, options)?;
         drop(progress);
         let needs = graph.needs(here, checkpoint, checkpoint_hash, self.precision);
         let (major, minor) = here.device.driver_cuda();

@@ -4,12 +4,80 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use super::lengths::{ImageSize, Lengths};
+#[cfg(feature = "onnxruntime")]
+use super::validate;
+use super::{
+    calibration::{collect::CollectCommand, options::Int8Options},
+    lengths::{ImageSize, Lengths},
+};
 use crate::{
     engine::{GraphKind, Precision},
     node::{arguments::RosArguments, tool_command::Tool},
     ros::transport::NodeName,
 };
+
+/// What the program is asked to do.
+#[derive(Debug, Clone)]
+pub enum Program {
+    /// `engine_builder ...`, and `engine_builder calibrate build ...`, which is the same in INT8.
+    Build(Box<Command>),
+    /// `engine_builder calibrate collect ...`.
+    Collect(Box<CollectCommand>),
+    /// `engine_builder validate ...`.
+    #[cfg(feature = "onnxruntime")]
+    Validate(Box<validate::command::Command>),
+}
+
+impl Program {
+    /// Reads the command line, whose first words may name a step of the calibration, or `validate`.
+    ///
+    /// # Errors
+    /// What clap says, help and version among it, or parameters that cannot be read.
+    pub fn read(arguments: &RosArguments, node: &NodeName) -> anyhow::Result<Self> {
+        let words: Vec<&str> = arguments.rest.iter().map(String::as_str).collect();
+        let behind = |words: &[&str]| RosArguments {
+            rest: words.iter().map(|&word| word.to_owned()).collect(),
+            ..arguments.clone()
+        };
+        match words.as_slice() {
+            ["calibrate", "collect", rest @ ..] => {
+                Ok(Self::Collect(Box::new(CollectCommand::read(&behind(rest), node)?)))
+            }
+            ["calibrate", "build", rest @ ..] => {
+                // Wins over a parameter, and clap refuses to be told twice.
+                let rest: Vec<&str> = ["--precision=int8"].iter().chain(rest).copied().collect();
+                let command = Command::read(&behind(&rest), node)?;
+                anyhow::ensure!(
+                    command.int8.calibration.is_some(),
+                    "calibrate build: expected --calibration DIR, a folder that `engine_builder calibrate collect` wrote, found \
+                     none; `engine_builder --precision int8` takes synthetic inputs"
+                );
+                Ok(Self::Build(Box::new(command)))
+            }
+            ["calibrate", rest @ ..] => anyhow::bail!(
+                "calibrate: expected `collect` (inputs for INT8 from recordings) or `build` (an INT8 engine from them), found \
+                 {:?}; each has a --help",
+                rest.first().copied().unwrap_or_default()
+            ),
+            ["validate", rest @ ..] => Self::validate(rest),
+            _ => Ok(Self::Build(Box::new(Command::read(arguments, node)?))),
+        }
+    }
+
+    #[cfg(feature = "onnxruntime")]
+    fn validate(rest: &[&str]) -> anyhow::Result<Self> {
+        let line = ["engine_builder validate"].iter().chain(rest);
+        Ok(Self::Validate(Box::new(validate::command::Command::try_parse_from(line)?)))
+    }
+
+    #[cfg(not(feature = "onnxruntime"))]
+    fn validate(_rest: &[&str]) -> anyhow::Result<Self> {
+        anyhow::bail!(
+            "validate: expected a program built with the feature `onnxruntime`, found one without; build it with \
+             `cargo build --release --features onnxruntime`"
+        )
+    }
+}
 
 /// From a checkpoint to a verified TensorRT engine.
 ///
@@ -17,7 +85,8 @@ use crate::{
 /// it with libtorch. Also takes --ros-args with parameters engine.NAME, where NAME is that of an option here
 /// (engine.checkpoint, engine.precision, ...).
 ///
-/// `engine_builder validate` compares the exported graphs with libtorch, layer by layer; it has a --help of its own.
+/// For INT8 on recordings: `engine_builder calibrate collect`, then `engine_builder calibrate build`. `engine_builder validate`
+/// compares the exported graphs with libtorch, layer by layer. Each has a --help of its own.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "engine_builder", version)]
 pub struct Command {
@@ -58,7 +127,8 @@ pub struct Command {
     /// Memory that one layer may use while it runs, in MiB; all of the GPU's where it is not given
     #[arg(long, value_name = "MIB")]
     pub workspace_mb: Option<usize>,
-    /// File of kernel timings, read and written: makes the next build faster [default: timing.cache in the folder of engines]
+    /// File of kernel timings, read and written: makes the next build faster [default: one for each
+    /// precision in the folder of engines]
     #[arg(long, value_name = "FILE")]
     pub timing_cache: Option<PathBuf>,
     /// Keep norms and softmax in f32
@@ -70,11 +140,12 @@ pub struct Command {
     /// Let later versions of TensorRT of the same major run the engine, with slower kernels
     #[arg(long)]
     pub version_compatible: bool,
-    /// Write the types of --precision (fp32, fp16, bf16) into the graph, with norms and softmax in f32, instead of leaving the
-    /// choice to TensorRT; TensorRT 10 and newer, and from 11 on always
+    /// Write the types of --precision into the graph, with norms and softmax in f32 and for int8 with Q/DQ nodes, instead of
+    /// leaving the choice to TensorRT; TensorRT 10 and newer, and from 11 on always
     #[arg(long)]
     pub strongly_typed: bool,
-    /// Write the ONNX graph and stop; needs neither TensorRT nor a GPU
+    /// Write the ONNX graph and stop; needs neither TensorRT nor a GPU. With int8: the graph with Q/DQ nodes, and how accurate
+    /// it is on the calibration inputs
     #[arg(long)]
     pub onnx_only: bool,
     /// Keep the ONNX graph beside the engine
@@ -83,12 +154,8 @@ pub struct Command {
     /// File for what TensorRT says of the engine's layers, as JSON
     #[arg(long, value_name = "FILE")]
     pub inspect: Option<PathBuf>,
-    /// Inputs that INT8 is calibrated on; synthetic ones where it is not given
-    #[arg(long, value_name = "DIR")]
-    pub calibration: Option<PathBuf>,
-    /// Synthetic ticks that INT8 is calibrated on
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
-    pub calibration_ticks: u64,
+    #[command(flatten)]
+    pub int8: Int8Options,
     /// Build although the engine is there, or the precision is known to give wrong results
     #[arg(long)]
     pub force: bool,
@@ -107,9 +174,9 @@ pub struct Command {
     /// Seed of the synthetic inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// cuda or cuda:N
-    #[arg(long, default_value = "cuda")]
-    pub device: String,
+    /// cuda or cuda:N; with --onnx-only cpu too [default: cuda, or with --onnx-only what there is]
+    #[arg(long)]
+    pub device: Option<String>,
     /// A file that replaces the built-in configuration of the backbone
     #[arg(long, value_name = "FILE")]
     pub eagle_config: Option<PathBuf>,

@@ -29,6 +29,9 @@ use crate::{
 /// Version of the graphs beside the fused one, as [`FUSED_GRAPH_VERSION`](crate::engine::fused::FUSED_GRAPH_VERSION).
 const GRAPH_VERSION: u32 = 1;
 
+/// The first major version of TensorRT in which the graph alone says what is computed in which type.
+const TYPED_ALONE: u32 = 11;
+
 /// What the fused graph is exported for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GraphRequest {
@@ -39,6 +42,12 @@ pub struct GraphRequest {
 }
 
 impl GraphRequest {
+    /// The same for prompts of any length.
+    #[must_use]
+    pub fn any_length(self) -> Self {
+        Self { text: Lengths::any(), image: Lengths::any(), ..self }
+    }
+
     /// Writes `dit_fused.onnx` and its weights into `folder`, in f32: the engine's builder chooses types itself.
     ///
     /// # Errors
@@ -70,14 +79,6 @@ impl GraphRequest {
     pub fn profile(&self, config: &ModelConfig) -> Option<Profile> {
         profile(self.shapes(config), |shape| shape.min != shape.max)
     }
-
-    /// The shapes of calibration inputs: the usual ones.
-    pub fn calibration_profile(&self, config: &ModelConfig) -> Profile {
-        let shapes = self.shapes(config).into_iter();
-        shapes.fold(Profile::default(), |profile, (name, shape)| {
-            profile.with(name, ShapeRange::fixed(shape.opt))
-        })
-    }
 }
 
 fn fixed(shape: Vec<i64>) -> ShapeRecord {
@@ -104,8 +105,8 @@ pub enum Typing {
     /// TensorRT, within what the precision allows it; the graph is in f32. Ended with version 10.
     #[default]
     Weak,
-    /// The graph: weights and products in this type; norms, softmax, and the inputs and outputs of the whole in f32, with
-    /// casts between. From version 10 on.
+    /// The graph: weights and products in this type, or in 8 bits where Q/DQ nodes stand around them; norms, softmax, and the
+    /// inputs and outputs of the whole in f32, with casts between. From version 10 on.
     Strong(ElementType),
 }
 
@@ -113,13 +114,18 @@ impl Typing {
     /// The typing for an engine of `precision`: strong where that is asked for, or where TensorRT has no other.
     pub fn choose(precision: Precision, strongly_typed: bool, tensorrt_major: u32) -> Self {
         let kind = match precision {
-            Precision::Fp32 => ElementType::F32,
-            Precision::Fp16 => ElementType::F16,
+            Precision::Fp32 | Precision::StronglyTyped => ElementType::F32,
+            // What is not in INT8 is in f16, as weakly typed builders choose too.
+            Precision::Fp16 | Precision::Int8 => ElementType::F16,
             Precision::Bf16 => ElementType::Bf16,
-            // Ranges make the 8 bits of it, not the graph's type; and the last says nothing of types.
-            Precision::Int8 | Precision::StronglyTyped => return Self::Weak,
         };
-        if strongly_typed || tensorrt_major >= 11 { Self::Strong(kind) } else { Self::Weak }
+        let asked = strongly_typed || precision == Precision::StronglyTyped;
+        if asked || tensorrt_major >= TYPED_ALONE { Self::Strong(kind) } else { Self::Weak }
+    }
+
+    /// Whether the graph says it.
+    pub fn is_strong(self) -> bool {
+        self != Self::Weak
     }
 
     /// How the graph is written.
@@ -352,7 +358,7 @@ mod tests {
 
     #[test]
     fn types_are_written_into_the_graph_on_request_and_wherever_tensorrt_has_no_other_way() {
-        use Precision::{Bf16, Fp16, Fp32, Int8};
+        use Precision::{Bf16, Fp16, Fp32, Int8, StronglyTyped};
         for (precision, asked, major, typing) in [
             (Fp16, false, 10, Typing::Weak),
             (Fp16, true, 10, Typing::Strong(ElementType::F16)),
@@ -360,7 +366,10 @@ mod tests {
             (Fp16, false, 11, Typing::Strong(ElementType::F16)),
             (Bf16, false, 11, Typing::Strong(ElementType::Bf16)),
             (Fp32, false, 11, Typing::Strong(ElementType::F32)),
-            (Int8, false, 11, Typing::Weak),
+            (Int8, false, 10, Typing::Weak),
+            (Int8, true, 10, Typing::Strong(ElementType::F16)),
+            (Int8, false, 11, Typing::Strong(ElementType::F16)),
+            (StronglyTyped, false, 10, Typing::Strong(ElementType::F32)),
         ] {
             assert_eq!(Typing::choose(precision, asked, major), typing, "{precision} {asked} {major}");
         }

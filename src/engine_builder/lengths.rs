@@ -21,6 +21,11 @@ impl Lengths {
         Self { min: tokens, opt: tokens, max: tokens }
     }
 
+    /// Whatever a prompt may have.
+    pub fn any() -> Self {
+        Self { min: 1, opt: 1, max: MOST }
+    }
+
     /// A range with the number that the engine is made fast for.
     ///
     /// # Errors

@@ -10,7 +10,8 @@
 //! | [`synthetic`] | inputs for the action head that need no recording |
 //! | [`verify`] | the engine against libtorch on the same inputs, and how long both take |
 //! | [`backbone`] | the same for engines of the backbone's parts |
-//! | [`calibration`] | inputs of denoising runs for INT8 |
+//! | [`calibration`] | INT8: inputs of denoising runs, and the ranges that follow from them |
+//! | [`interpreter`] | a graph on libtorch, node by node |
 //! | [`session`] | all of it, as the [`command`] says |
 //! | [`auto_build`] | the policy's loading, with a build before it where the engine does not fit |
 //! | `validate` | the exported graphs in ONNX Runtime against libtorch, layer by layer (feature `onnxruntime`) |
@@ -22,6 +23,7 @@ pub mod build;
 pub mod calibration;
 pub mod command;
 pub mod graph;
+pub mod interpreter;
 pub mod lengths;
 pub mod progress;
 pub mod session;

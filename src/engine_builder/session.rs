@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 use super::{
     backbone,
     build::{BuildRequest, Built},
-    calibration::{CollectedInputs, DenoisingInputs},
+    calibration::{emulate::emulate, plan::Int8Plan},
     command::Command,
     graph::{EngineGraph, GraphPart, GraphRequest, Typing},
     shapes::check_tensors,
@@ -24,34 +24,34 @@ use crate::{
     atomic_file::write_atomically,
     checkpoint::{Checkpoint, OpenOptions, Parts},
     engine::{
-        AccuracyRecord, CalibrationRecord, CheckpointHasher, EngineRecord, EngineStore, GraphKind,
-        LatencyRecord, Precision, check_known, check_precision,
+        AccuracyRecord, CalibrationRecord, CheckpointHasher, EngineNeeds, EngineRecord, EngineStore,
+        GraphKind, LatencyRecord, Precision, calibration::CalibrationMethod, check_known, check_precision,
     },
     model::{
         action_head::ActionHead,
         default_kind, device,
         layers::Loader,
-        tensorrt::{Queueing, TensorRtDevice, TensorRtVelocity},
+        tensorrt::{Queueing, TensorRtDevice, TensorRtVelocity, hashes_in},
     },
     onnx::ElementType,
-    tensorrt::{CalibrationAlgorithm, CalibrationBatches, Engine, F32Layers, Int8Calibration, Runtime},
+    tensorrt::F32Layers,
 };
-
-/// First seed of the calibration's ticks after the seed that was asked for: others than those that are measured.
-const CALIBRATION_SEEDS: u64 = 1 << 32;
 
 /// Passes before the first timed one.
 const WARM_UP: usize = 10;
 
 /// What a run left behind.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Outcome {
     /// The ONNX graph, where it was kept.
     pub onnx: Option<PathBuf>,
     /// The record of the engine.
     pub path: Option<PathBuf>,
     pub record: Option<EngineRecord>,
-    /// What was measured: libtorch, then the engine.
+    /// Where the ranges of an INT8 graph without an engine come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
+    /// What was measured: libtorch, then engines; or the graph with Q/DQ nodes, where there is no engine.
     pub measured: Vec<Measured>,
 }
 
@@ -64,10 +64,6 @@ pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
         command.precision != Precision::StronglyTyped,
         "--precision: expected fp32, fp16, bf16 or int8, found {}; say --strongly-typed beside it",
         command.precision
-    );
-    ensure!(
-        command.precision != Precision::Int8 || !command.strongly_typed,
-        "--strongly-typed: expected --precision fp32, fp16 or bf16, found int8, whose ranges decide on its types"
     );
     ensure!(
         command.precision != Precision::Int8 || command.graph == GraphKind::DitFused,
@@ -86,18 +82,15 @@ pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
         image: command.image_tokens,
     };
     if command.onnx_only {
-        let target = target(command, graph, 0)?;
-        let onnx = step(say, "ONNX graph", || Ok(target.export(&checkpoint, &command.out)?))?;
-        say(&format!("{}: {} bytes of weights beside it", onnx.model.display(), onnx.data_bytes));
-        return Ok(Outcome { onnx: Some(onnx.model), path: None, record: None, measured: Vec::new() });
+        return export(command, &checkpoint, graph, say);
     }
     check_known(command.precision, command.graph, command.force)?;
+    let requested = command.device.as_deref().unwrap_or("cuda");
     // libtorch first: whether it has CUDA is decided when it is first asked.
-    let device = device::select(&command.device)?;
+    let device = device::select(requested)?;
     let Device::Cuda(ordinal) = device else {
         bail!(
-            "--device: expected cuda or cuda:N, found {:?}: engines are built on the GPU that runs them",
-            command.device
+            "--device: expected cuda or cuda:N, found {requested:?}: engines are built on the GPU that runs them"
         );
     };
     let here = TensorRtDevice::open(ordinal)?;
@@ -105,6 +98,78 @@ pub fn run(command: &Command, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
     let target = target(command, graph, here.version().major)?;
     let session = Session { command, checkpoint, graph, target, device, here };
     session.run(say)
+}
+
+/// The graph alone.
+fn export(
+    command: &Command,
+    checkpoint: &Checkpoint,
+    request: GraphRequest,
+    say: &mut dyn FnMut(&str),
+) -> Result<Outcome> {
+    // No TensorRT is asked: the types are f32 unless they shall be spelt out.
+    let target = target(command, request, 0)?;
+    let mut outcome = Outcome::default();
+    let onnx = if command.precision == Precision::Int8 {
+        let method = command.int8.method(None, command.strongly_typed)?;
+        let device = device::select(command.device.as_deref().unwrap_or("auto"))?;
+        make_folder(&command.out)?;
+        let hash = step(say, "checkpoint hash", || checkpoint_hash(command, checkpoint))?;
+        let plan = int8_plan(command, checkpoint, &hash, request, method, device);
+        let inputs = step(say, "calibration inputs", || plan.inputs())?;
+        let (ranges, record) = plan.ranges(&*inputs, say)?;
+        let onnx = step(say, "ONNX graph", || plan.export(&ranges, target.typing, &command.out))?;
+        if !command.no_verify {
+            let measured = step(say, "emulation", || {
+                let quantised = plan.quantised(request.any_length(), &ranges, Typing::Weak)?;
+                emulate(checkpoint, request, &quantised, &*inputs, device)
+            })?;
+            outcome.measured.push(measured);
+        }
+        outcome.calibration = Some(record);
+        onnx
+    } else {
+        step(say, "ONNX graph", || Ok(target.export(checkpoint, &command.out)?))?
+    };
+    say(&format!("{}: {} bytes of weights beside it", onnx.model.display(), onnx.data_bytes));
+    Ok(Outcome { onnx: Some(onnx.model), ..outcome })
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
+fn checkpoint_hash(command: &Command, checkpoint: &Checkpoint) -> Result<String> {
+    Ok(CheckpointHasher::new(Some(hashes_in(&command.out))).hash(&checkpoint.dir)?)
+}
+
+fn int8_plan<'a>(
+    command: &'a Command,
+    checkpoint: &'a Checkpoint,
+    checkpoint_hash: &'a str,
+    graph: GraphRequest,
+    method: CalibrationMethod,
+    device: Device,
+) -> Int8Plan<'a> {
+    Int8Plan {
+        checkpoint,
+        checkpoint_hash,
+        graph,
+        options: &command.int8,
+        method,
+        device,
+        seed: command.seed,
+        folder: &command.out,
+        forced: command.force,
+    }
+}
+
+/// A file of its own for each precision: TensorRT 8.6 ends the build with an error of Myelin where it finds timings of another.
+pub fn timing_cache_name(precision: Precision, method: Option<CalibrationMethod>) -> String {
+    match method {
+        Some(method) => format!("timing-{precision}-{method}.cache"),
+        None => format!("timing-{precision}.cache"),
+    }
 }
 
 /// The graph that the command asks for, typed as `tensorrt_major` can build it.
@@ -180,15 +245,18 @@ impl Session<'_> {
             (version.major, version.minor),
             command.force,
         )?;
-        fs::create_dir_all(&command.out).with_context(|| format!("cannot make {}", command.out.display()))?;
+        let method = match command.precision {
+            Precision::Int8 => Some(command.int8.method(Some(version.major), command.strongly_typed)?),
+            _ => None,
+        };
+        make_folder(&command.out)?;
         let store = EngineStore::new(&command.out);
-        let hash = step(say, "checkpoint hash", || {
-            let remembered = command.out.join("checkpoint-hashes.json");
-            Ok(CheckpointHasher::new(Some(remembered)).hash(&checkpoint.dir)?)
-        })?;
-        let request = self.request();
+        let hash = step(say, "checkpoint hash", || checkpoint_hash(command, checkpoint))?;
+        let request = self.request(method);
+        let plan =
+            method.map(|method| int8_plan(command, checkpoint, &hash, self.graph, method, self.device));
         if !command.force
-            && let Some(outcome) = self.present(&store, &hash, &request)
+            && let Some(outcome) = self.present(&store, &hash, &request, plan.as_ref())?
         {
             say("an engine that fits is there already; --force builds it anew");
             return Ok(outcome);
@@ -199,13 +267,14 @@ impl Session<'_> {
             .tempdir_in(&command.out)
             .with_context(|| format!("cannot write into {}", command.out.display()))?;
         let folder = if command.keep_onnx { command.out.as_path() } else { temporary.path() };
-        let onnx = step(say, "ONNX graph", || Ok(self.target.export(checkpoint, folder)?))?;
-        let calibration = match command.precision {
-            Precision::Int8 => Some(step(say, "calibration inputs", || self.calibration(&hash))?),
-            _ => None,
-        };
+        let what = method.map_or("ONNX graph".to_owned(), |method| format!("ONNX graph, INT8 by {method}"));
+        say(&format!("{what} ..."));
+        let start = Instant::now();
+        let prepared = request.prepare(checkpoint, plan.as_ref(), folder, say)?;
+        say(&format!("{what}: {:.1} s", start.elapsed().as_secs_f64()));
+        let onnx = command.keep_onnx.then(|| prepared.onnx.model.clone());
         let built = step(say, &format!("engine in {}", command.precision), || {
-            Ok(request.build(here, checkpoint, &hash, &onnx.model, calibration, &store)?)
+            Ok(request.build(here, checkpoint, &hash, prepared, &store)?)
         })?;
         say(&format!(
             "{}: {} layers, {} MiB, {} warnings of TensorRT",
@@ -215,14 +284,20 @@ impl Session<'_> {
             built.report.warnings
         ));
         drop(temporary);
-        let onnx = command.keep_onnx.then_some(onnx.model);
+        let whole = |record, measured| Outcome {
+            onnx,
+            path: Some(built.path.clone()),
+            record: Some(record),
+            calibration: None,
+            measured,
+        };
         step(say, "inputs and outputs", || self.inspect(&store, &built))?;
         if command.no_verify {
             let record = self.unmeasured(&store, &built, "asked for with --no-verify")?;
-            return Ok(Outcome { onnx, path: Some(built.path), record: Some(record), measured: Vec::new() });
+            return Ok(whole(record, Vec::new()));
         }
         let (record, measured) = match command.graph {
-            GraphKind::DitFused => step(say, "verification", || self.verify(&store, &built))?,
+            GraphKind::DitFused => step(say, "verification", || self.verify(&store, &hash, &built))?,
             GraphKind::BackboneVision | GraphKind::BackboneLanguage => {
                 (step(say, "verification", || self.verify_backbone(&store, &built))?, Vec::new())
             }
@@ -233,7 +308,7 @@ impl Session<'_> {
         };
         record.notes.iter().for_each(|note| say(note));
         self.judge(&record)?;
-        Ok(Outcome { onnx, path: Some(built.path), record: Some(record), measured })
+        Ok(whole(record, measured))
     }
 
     /// The engine that the command would build, if it is there.
@@ -241,28 +316,32 @@ impl Session<'_> {
         &self,
         store: &EngineStore,
         hash: &str,
-        request: &BuildRequest<EngineGraph>,
-    ) -> Option<Outcome> {
+        request: &BuildRequest,
+        plan: Option<&Int8Plan>,
+    ) -> Result<Option<Outcome>> {
         let needs = self.target.needs(&self.here, &self.checkpoint, hash, self.command.precision);
-        let record = store.load(&needs).ok()?.record;
-        let same = record.shapes == self.target.shapes(&self.checkpoint)
-            && record.builder == request.builder_record()
-            && (self.command.precision != Precision::Int8 || self.command.calibration.is_none());
-        let path = store.record_path(&needs);
-        same.then(|| Outcome { onnx: None, path: Some(path), record: Some(record), measured: Vec::new() })
+        let Ok(record) = store.load(&needs).map(|plan| plan.record) else { return Ok(None) };
+        let calibrated = match (plan, &record.calibration) {
+            (Some(plan), Some(calibration)) => plan.agrees_with(calibration)?,
+            (plan, calibration) => plan.is_none() && calibration.is_none(),
+        };
+        let same = calibrated
+            && record.shapes == self.target.shapes(&self.checkpoint)
+            && record.builder == request.builder_record();
+        let path = Some(store.record_path(&needs));
+        Ok(same.then(|| Outcome { path, record: Some(record), ..Outcome::default() }))
     }
 
-    fn request(&self) -> BuildRequest<EngineGraph> {
+    fn request(&self, method: Option<CalibrationMethod>) -> BuildRequest {
         let command = self.command;
         let kept = command.norms_f32;
+        let own_cache = || command.out.join(timing_cache_name(command.precision, method));
         BuildRequest {
             graph: self.target.clone(),
             precision: command.precision,
             workspace: command.workspace_mb.map(|mib| mib.saturating_mul(1 << 20)),
             optimisation_level: command.optimisation_level,
-            timing_cache: Some(
-                command.timing_cache.clone().unwrap_or_else(|| command.out.join("timing.cache")),
-            ),
+            timing_cache: Some(command.timing_cache.clone().unwrap_or_else(own_cache)),
             f32_layers: F32Layers { normalisation: kept, softmax: kept, ..F32Layers::default() },
             tf32: command.tf32,
             version_compatible: command.version_compatible,
@@ -275,58 +354,9 @@ impl Session<'_> {
         Ok(SyntheticTick::new(&self.checkpoint.config, seed, text, image)?)
     }
 
-    fn calibration(&self, hash: &str) -> Result<(Int8Calibration, CalibrationRecord)> {
-        let (command, checkpoint) = (self.command, &self.checkpoint);
-        let (batches, record): (Box<dyn CalibrationBatches>, _) = match &command.calibration {
-            Some(folder) => {
-                let inputs = CollectedInputs::open(folder, hash, command.force, self.device)?;
-                let record = inputs.record("entropy");
-                (Box::new(inputs), record)
-            }
-            None => {
-                let kind = default_kind(self.device);
-                let mut head = torch_head(checkpoint, self.graph.embodiment, self.device, kind)?;
-                let seed = command.seed.wrapping_add(CALIBRATION_SEEDS);
-                let ticks = (0..command.calibration_ticks).map(|tick| self.tick(seed.wrapping_add(tick)));
-                let ticks = ticks.collect::<Result<Vec<_>>>()?;
-                let embodiment = self.graph.embodiment;
-                let inputs = DenoisingInputs::record(checkpoint, embodiment, &mut head, self.device, &ticks)?;
-                let record = CalibrationRecord {
-                    hash: inputs.hash().to_owned(),
-                    algorithm: "entropy".to_owned(),
-                    samples: inputs.len() as u64,
-                    seed,
-                };
-                (Box::new(inputs), record)
-            }
-        };
-        // The ranges are kept under the identity of what they were made from.
-        let digits: String = record.hash.chars().filter(char::is_ascii_alphanumeric).take(18).collect();
-        let model: String = hash.chars().filter(char::is_ascii_alphanumeric).take(18).collect();
-        let calibration = Int8Calibration {
-            algorithm: CalibrationAlgorithm::Entropy,
-            batches,
-            cache: Some(command.out.join(format!("int8-{model}-{digits}.ranges"))),
-            shapes: self
-                .graph
-                .profile(&checkpoint.config)
-                .map(|_| self.graph.calibration_profile(&checkpoint.config)),
-        };
-        Ok((calibration, record))
-    }
-
-    fn engine(&self, store: &EngineStore, built: &Built) -> Result<Engine> {
-        let plan = store.load(&built.needs)?;
-        let runtime = Runtime::new(&self.here.library, &self.here.device)?;
-        if plan.record.builder.version_compatible {
-            runtime.allow_host_code()?;
-        }
-        Ok(runtime.deserialise(&plan)?)
-    }
-
     /// Reads the engine back: its inputs must be those of the graph, and the inspector's words are kept where asked for.
     fn inspect(&self, store: &EngineStore, built: &Built) -> Result<()> {
-        let engine = self.engine(store, built)?;
+        let engine = self.here.engine(store, &built.needs)?;
         check_tensors(&engine, &built.record.shapes)?;
         if let Some(path) = &self.command.inspect {
             write_atomically(path, engine.inspect()?.as_bytes())
@@ -345,7 +375,7 @@ impl Session<'_> {
 
     /// Compares an engine of a part of the backbone with libtorch in f32 on synthetic inputs of the usual sizes.
     fn verify_backbone(&self, store: &EngineStore, built: &Built) -> Result<EngineRecord> {
-        let engine = self.engine(store, built)?;
+        let engine = self.here.engine(store, &built.needs)?;
         let mut record = built.record.clone();
         let seed = self.command.seed;
         let (accuracy, latency) =
@@ -357,7 +387,14 @@ impl Session<'_> {
     }
 
     /// Compares the engine with libtorch in f32 and in the device's own type, and writes what was found into its record.
-    fn verify(&self, store: &EngineStore, built: &Built) -> Result<(EngineRecord, Vec<Measured>)> {
+    ///
+    /// An INT8 engine has the fp16 engine of the same folder beside it, where there is one.
+    fn verify(
+        &self,
+        store: &EngineStore,
+        hash: &str,
+        built: &Built,
+    ) -> Result<(EngineRecord, Vec<Measured>)> {
         let (command, checkpoint, device) = (self.command, &self.checkpoint, self.device);
         let embodiment = self.graph.embodiment;
         let ticks = (0..command.ticks).map(|tick| self.tick(command.seed.wrapping_add(tick)));
@@ -376,19 +413,19 @@ impl Session<'_> {
             references.push((name, traces));
             all.push(measured);
         }
-        let engine = self.engine(store, built)?;
-        let name = format!("TensorRT {}", command.precision);
-        let mut measured = Measured { name: name.clone(), ..Measured::default() };
-        for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
-            let at = Loader::new(&checkpoint.weights, device, own).at("action_head");
-            let identity = name.clone();
-            let velocity =
-                TensorRtVelocity::new(&at, Arc::clone(checkpoint), embodiment, &engine, queueing, identity)?;
-            let mut head = ActionHead::with_engine(&at, &checkpoint.config, embodiment, Box::new(velocity))?;
-            if queueing == Queueing::Graph {
-                self.compare(&mut measured, &references, &mut head, &ticks)?;
+        if command.precision == Precision::Int8 {
+            let needs = self.target.needs(&self.here, checkpoint, hash, Precision::Fp16);
+            match self.measure(store, &needs, &references, &ticks) {
+                Ok(fp16) => all.push(fp16),
+                Err(error) => tracing::info!("no fp16 engine to put beside it: {error:#}"),
             }
-            measured.time(how, &self.time(&mut head, &ticks)?);
+        }
+        let mut measured = self.measure(store, &built.needs, &references, &ticks)?;
+        if let Some(calibration) = &built.record.calibration {
+            measured.notes.push(format!(
+                "{}, {} ranges of {} samples",
+                calibration.method, calibration.ranges, calibration.samples
+            ));
         }
         let mut record = built.record.clone();
         record.accuracy = measured.against.last().map(|against| {
@@ -415,6 +452,32 @@ impl Session<'_> {
         store.update(&built.needs, &record)?;
         all.push(measured);
         Ok((record, all))
+    }
+
+    /// Accuracy and latency of an engine that is there.
+    fn measure(
+        &self,
+        store: &EngineStore,
+        needs: &EngineNeeds,
+        references: &[(String, Vec<Trace>)],
+        ticks: &[SyntheticTick],
+    ) -> Result<Measured> {
+        let (checkpoint, device, embodiment) = (&self.checkpoint, self.device, self.graph.embodiment);
+        let engine = self.here.engine(store, needs)?;
+        let name = format!("TensorRT {}", needs.precision);
+        let mut measured = Measured { name: name.clone(), ..Measured::default() };
+        for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
+            let at = Loader::new(&checkpoint.weights, device, default_kind(device)).at("action_head");
+            let identity = name.clone();
+            let velocity =
+                TensorRtVelocity::new(&at, Arc::clone(checkpoint), embodiment, &engine, queueing, identity)?;
+            let mut head = ActionHead::with_engine(&at, &checkpoint.config, embodiment, Box::new(velocity))?;
+            if queueing == Queueing::Graph {
+                self.compare(&mut measured, references, &mut head, ticks)?;
+            }
+            measured.time(how, &self.time(&mut head, ticks)?);
+        }
+        Ok(measured)
     }
 
     fn compare(
@@ -458,8 +521,11 @@ pub fn summary(outcome: &Outcome) -> String {
     let measured = &outcome.measured;
     let tables = [tables::modes(measured), tables::latencies(measured), tables::steps(measured)];
     let tables = if measured.is_empty() { String::new() } else { tables.join("\n") };
+    let notes =
+        measured.iter().flat_map(|mode| mode.notes.iter().map(|note| format!("{}: {note}\n", mode.name)));
+    let notes: String = notes.collect();
     let line = |what: &str, path: &Option<PathBuf>| {
         path.as_deref().map(|path: &Path| format!("{what}: {}\n", path.display())).unwrap_or_default()
     };
-    format!("{tables}{}{}", line("ONNX", &outcome.onnx), line("engine", &outcome.path))
+    format!("{tables}{notes}{}{}", line("ONNX", &outcome.onnx), line("engine", &outcome.path))
 }

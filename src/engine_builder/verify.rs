@@ -9,7 +9,12 @@ use crate::{
     checkpoint::Checkpoint,
     evaluation::{DenoisingErrors, DenoisingSummary, LatencySamples, LatencySummary, MetricError},
     model::{
-        ModelError, action_head::ActionHead, device::synchronize, dit::TorchDit, layers::Loader, probe::Probe,
+        ModelError,
+        action_head::ActionHead,
+        device::{synchronize, to_host},
+        dit::TorchDit,
+        layers::Loader,
+        probe::Probe,
     },
     tensorrt::{DeviceTimer, TensorRtError},
 };
@@ -73,8 +78,8 @@ impl Trace {
         let mut trace = Self { before: Vec::new(), velocity: Vec::new(), after: Vec::new() };
         for step in 0..head.steps() {
             trace.before.push(kept(format!("head.step{step}.actions_acc_in"))?);
-            trace.velocity.push(values(&kept(format!("head.step{step}.velocity"))?)?);
-            trace.after.push(values(&kept(format!("head.step{step}.actions_out"))?)?);
+            trace.velocity.push(to_host(&kept(format!("head.step{step}.velocity"))?)?);
+            trace.after.push(to_host(&kept(format!("head.step{step}.actions_out"))?)?);
         }
         Ok(trace)
     }
@@ -117,7 +122,7 @@ impl Distance {
         for (step, (before, expected)) in reference.before.iter().zip(&reference.velocity).enumerate() {
             let actions = before.f_to_device(device)?;
             let velocity = head.velocity(&tokens, &actions, step, &mut Probe::off())?;
-            self.velocity.push(step, expected, &values(&velocity)?)?;
+            self.velocity.push(step, expected, &to_host(&velocity)?)?;
         }
         let own = Trace::record(head, tick, device)?;
         for (step, (expected, found)) in reference.after.iter().zip(&own.after).enumerate() {
@@ -194,12 +199,4 @@ fn condition(head: &mut ActionHead, tick: &SyntheticTick, device: Device) -> Res
     let layout = tick.layout(device)?;
     let features = head.adopt(&tick.features)?;
     Ok(head.condition(&features, &layout, &tick.state, &mut Probe::off())?)
-}
-
-fn values(tensor: &Tensor) -> Result<Vec<f32>, VerifyError> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let mut values = vec![0f32; tensor.numel()];
-    let count = values.len();
-    tensor.f_copy_data(&mut values, count)?;
-    Ok(values)
 }

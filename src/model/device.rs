@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::OnceLock};
 
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Kind, Tensor};
 
 use super::ModelError;
 
@@ -86,6 +86,18 @@ pub fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         Cuda::synchronize(index as i64);
     }
+}
+
+/// The values of a tensor as f32, row by row, in host memory.
+///
+/// # Errors
+/// No memory.
+pub fn to_host(tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let mut values = vec![0f32; tensor.numel()];
+    let count = values.len();
+    tensor.f_copy_data(&mut values, count)?;
+    Ok(values)
 }
 
 #[cfg(test)]

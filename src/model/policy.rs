@@ -230,6 +230,16 @@ impl Policy {
         &mut self.head
     }
 
+    /// Both at once: what the backbone says borrows from it while the head uses it.
+    pub fn network(&mut self) -> (&mut Backbone, &mut ActionHead) {
+        (&mut self.backbone, &mut self.head)
+    }
+
+    /// Where the network runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
     pub fn identity(&self) -> String {
         format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.engine().identity())
@@ -386,11 +396,8 @@ pub(crate) fn to_tensor(values: ArrayView3<f32>) -> Result<Tensor, ModelError> {
 
 /// The values of a tensor of three axes as f32.
 pub(crate) fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let size = tensor.size();
-    let mut flat = vec![0f32; tensor.numel()];
-    let count = flat.len();
-    tensor.f_copy_data(&mut flat, count)?;
+    let flat = device::to_host(tensor)?;
     let shape = (size[0] as usize, size[1] as usize, size[2] as usize);
     Array3::from_shape_vec(shape, flat).map_err(|error| ModelError::Input {
         what: "action chunk",

@@ -13,7 +13,8 @@
 //! every operator used. [`write()`] puts a graph into `{stem}.onnx` and its weights into `{stem}.onnx.data`, one weight in
 //! memory at a time.
 //!
-//! [`quantise`] turns products of a graph into INT8, [`validate`] compares two runs layer by layer, and `session` (feature
+//! [`quantise`] turns products of a graph into INT8, [`smooth`](mod@smooth) moves outliers of their activations into their
+//! weights before, [`validate`] compares two runs layer by layer, and `session` (feature
 //! `onnxruntime`) runs a graph.
 //!
 //! A graph computes in one type, f32, f16 or bf16 ([`Style`]), with casts where it meets inputs and outputs that are
@@ -31,6 +32,7 @@ pub mod proto;
 pub mod quantise;
 #[cfg(feature = "onnxruntime")]
 pub mod session;
+pub mod smooth;
 pub mod validate;
 mod writer;
 

@@ -5,11 +5,14 @@
 
 use prost::Message;
 
-/// IR version of the files: the one that goes with opset 17 (ONNX 1.12).
-pub const IR_VERSION: i64 = 8;
-
-/// Operator set of the files: the newest that TensorRT 8.6 reads, and the first with LayerNormalization.
+/// Operator set of the files: the newest that TensorRT 8.6 reads, and the first with LayerNormalization. INT8 graphs of f16
+/// or bf16 need 19.
 pub const OPSET_VERSION: i64 = 17;
+
+/// IR version of a file: the one of the release that brought the operator set (ONNX 1.12 for 17, 1.14 for 19).
+pub fn ir_version(opset: i64) -> i64 {
+    if opset > 18 { 9 } else { 8 }
+}
 
 /// `TensorProto.DataType`.
 pub mod data_type {

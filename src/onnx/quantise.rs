@@ -3,18 +3,24 @@
 //! Activations have one scale per tensor, from ranges that a calibration measured; weights have one per output channel,
 //! from their own largest values. All zero points are zero. TensorRT (weakly and strongly typed) and ONNX Runtime read
 //! the pairs as integer products.
+//!
+//! Two habits of TensorRT 8.6 decide how the pairs are written, and later versions take them as well: weights stay
+//! floating-point constants with a pair of their own behind them, since integer constants are refused there, and both
+//! operators name their zero point, in the shape of the scale.
+//!
+//! Scales have the type of what they scale. Up to opset 18 that is f32 alone; an f16 or bf16 graph becomes one of opset 19,
+//! for strongly typed networks (TensorRT 10 and later).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::element::{self, ElementType};
+use super::element::ElementType;
 use super::error::OnnxError;
-use super::graph::{Attribute, Dim, Graph, Initializer, Node, Source, Value};
+use super::graph::{Attribute, Dim, Graph, Node, Source, Value};
+use crate::engine::calibration::{LEVELS, channel_scales};
 
-/// The largest magnitude of an INT8 value that is used: −128 has no opposite.
-const STEPS: f32 = 127.0;
-/// Scale of a channel or a tensor that is all zero: any does, but it must not be zero itself.
-const SMALLEST_SCALE: f32 = f32::MIN_POSITIVE;
+/// The first operator set in which scales may be f16 or bf16.
+const OPSET_OF_NARROW_SCALES: i64 = 19;
 
 /// A product of activations with a constant weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +37,7 @@ pub fn products(graph: &Graph) -> Vec<Product> {
         .initializers()
         .iter()
         .map(|initializer| graph.info(initializer.value))
-        .filter(|info| info.kind == ElementType::F32 && info.shape.len() == 2)
+        .filter(|info| info.kind.is_float() && info.shape.len() == 2)
         .map(|info| info.name.as_str())
         .collect();
     let matmuls = graph.nodes().iter().filter(|node| node.operator == "MatMul");
@@ -44,25 +50,41 @@ pub fn products(graph: &Graph) -> Vec<Product> {
         .collect()
 }
 
+/// Refuses names that are no product's weight.
+pub(super) fn check_names<'a>(
+    graph: &Graph,
+    what: &'static str,
+    names: impl Iterator<Item = &'a String>,
+) -> Result<(), OnnxError> {
+    let known: BTreeSet<String> = products(graph).into_iter().map(|product| product.weight).collect();
+    for name in names {
+        if !known.contains(name) {
+            let expected = format!("the weight of one of the graph's {} products", known.len());
+            return Err(OnnxError::request(what, expected, format!("{name:?}")));
+        }
+    }
+    Ok(())
+}
+
 /// Quantises the products whose weights are named in `ranges`, with the largest magnitude of their activations.
 ///
 /// # Errors
-/// A name that is no product's weight, a range that is no positive number, or a graph that is not in f32: with opset 17
-/// the scales, and so what they give back, are f32.
+/// A name that is no product's weight, a range that is no positive number, a weight that is not finite, or a graph of f16
+/// or bf16 with an operator that opset 19 writes otherwise.
 pub fn quantise(graph: &mut Graph, ranges: &BTreeMap<String, f32>) -> Result<(), OnnxError> {
-    let known: BTreeSet<String> = products(graph).into_iter().map(|product| product.weight).collect();
+    check_names(graph, "weight to quantise", ranges.keys())?;
     for (name, range) in ranges {
-        if !known.contains(name) {
-            let expected = format!("the f32 weight of one of the graph's {} products", known.len());
-            return Err(OnnxError::request("weight to quantise", expected, format!("{name:?}")));
-        }
         if !(range.is_finite() && *range > 0.0) {
             let found = format!("{range} for {name}");
             return Err(OnnxError::request("range of activations", "a positive number", found));
         }
     }
-    let zero =
-        graph.initializer("int8_zero", ElementType::I8, [], Source::Bytes(Box::new(|| Ok(vec![0]))))?;
+    let narrow = products(graph).iter().any(|product| {
+        ranges.contains_key(&product.weight) && graph.kind(product.activations) != ElementType::F32
+    });
+    if narrow {
+        graph.raise_opset(OPSET_OF_NARROW_SCALES)?;
+    }
     let mut weights = BTreeMap::new();
     for node in graph.take_nodes() {
         let Node { operator: "MatMul", ref inputs, .. } = node else {
@@ -78,7 +100,7 @@ pub fn quantise(graph: &mut Graph, ranges: &BTreeMap<String, f32>) -> Result<(),
             graph.push_node(node);
             continue;
         };
-        let activations = quantised_activations(graph, activations, &name, *range, zero)?;
+        let activations = quantised_activations(graph, activations, &name, *range)?;
         let weight = match weights.get(&name) {
             Some(known) => *known,
             None => {
@@ -92,92 +114,50 @@ pub fn quantise(graph: &mut Graph, ranges: &BTreeMap<String, f32>) -> Result<(),
     Ok(())
 }
 
-fn quantised_activations(
-    graph: &mut Graph,
-    x: Value,
-    weight: &str,
-    range: f32,
-    zero: Value,
-) -> Result<Value, OnnxError> {
-    let scale = Source::Values(vec![(range / STEPS).max(SMALLEST_SCALE)]);
-    let scale = graph.initializer(&format!("{weight}.input_scale"), ElementType::F32, [], scale)?;
-    let shape = graph.shape(x).to_vec();
-    let stored = vec![(ElementType::I8, shape.clone())];
-    let integers = graph.node("QuantizeLinear", &[x, scale, zero], vec![], stored)[0];
-    let inputs = [integers, scale, zero];
-    Ok(graph.node("DequantizeLinear", &inputs, vec![], vec![(ElementType::F32, shape)])[0])
+fn quantised_activations(graph: &mut Graph, x: Value, weight: &str, range: f32) -> Result<Value, OnnxError> {
+    let kind = graph.kind(x);
+    let scale = Source::Values(vec![(range / LEVELS).max(least_scale(kind))]);
+    let scale = graph.initializer(&format!("{weight}.input_scale"), kind, [], scale)?;
+    let zero = graph.int8_zeros(&[])?;
+    Ok(pair(graph, x, scale, zero, vec![]))
 }
 
-/// Stores a weight (in, out) as integers with a scale per output, and gives back what they stand for.
+/// What a weight (in, out) is after its own pair, with a scale per output.
 fn quantised_weight<'w>(graph: &mut Graph<'w>, weight: Value, name: &str) -> Result<Value, OnnxError> {
-    let [Dim::Fixed(inputs), Dim::Fixed(outputs)] = *graph.shape(weight) else {
+    let [Dim::Fixed(_), Dim::Fixed(outputs)] = *graph.shape(weight) else {
         return Err(graph.error("QuantizeLinear", "a weight (in, out)", graph.info(weight).to_string()));
     };
-    let Some(at) = graph.initializers().iter().position(|initializer| initializer.value == weight) else {
-        return Err(graph.error("QuantizeLinear", "a constant weight", name));
-    };
-    let Initializer { source, .. } = graph.initializers_mut().remove(at);
-    let source: Arc<Source<'w>> = Arc::new(source);
-    let of_scales = Arc::clone(&source);
-    let scales = Source::Compute(Box::new(move || Ok(channel_scales(&floats(&of_scales)?, outputs))));
-    let scales = graph.initializer(&format!("{name}.scale"), ElementType::F32, [outputs], scales)?;
-    let bytes = Source::Bytes(Box::new(move || Ok(channel_integers(&floats(&source)?, outputs))));
-    let integers = graph.initializer(&format!("{name}.int8"), ElementType::I8, [inputs, outputs], bytes)?;
-    let shape = vec![(ElementType::F32, vec![Dim::Fixed(inputs), Dim::Fixed(outputs)])];
-    Ok(graph.node("DequantizeLinear", &[integers, scales], vec![Attribute::Int("axis", 1)], shape)[0])
+    let kind = graph.kind(weight);
+    let mut shared: Option<Arc<Source<'w>>> = None;
+    graph.replace_source(weight, |source| {
+        let source = Arc::new(source);
+        shared = Some(Arc::clone(&source));
+        Source::Compute(Box::new(move || source.floats()))
+    });
+    let source = shared.ok_or_else(|| graph.error("QuantizeLinear", "a constant weight", name))?;
+    let of = name.to_owned();
+    let scales = Source::Compute(Box::new(move || {
+        let scales = channel_scales(&source.floats()?, outputs, false).map_err(|error| {
+            OnnxError::request("weight to quantise", "finite values", format!("{of}: {error}"))
+        })?;
+        Ok(scales.into_iter().map(|scale| scale.max(least_scale(kind))).collect())
+    }));
+    let scales = graph.initializer(&format!("{name}.scale"), kind, [outputs], scales)?;
+    let zeros = graph.int8_zeros(&[outputs])?;
+    Ok(pair(graph, weight, scales, zeros, vec![Attribute::Int("axis", 1)]))
 }
 
-/// The values of a floating-point source.
-fn floats(source: &Source) -> Result<Vec<f32>, OnnxError> {
-    match source {
-        Source::Values(values) => Ok(values.clone()),
-        Source::Compute(compute) => compute(),
-        Source::Stored(view) => Ok(element::decode(view)),
-        // `products` lists f32 constants only, and those have one of the sources above.
-        Source::Integers(_) | Source::Booleans(_) | Source::Bytes(_) => Ok(Vec::new()),
-    }
+fn pair(graph: &mut Graph, x: Value, scale: Value, zero: Value, attributes: Vec<Attribute>) -> Value {
+    let (kind, shape) = (graph.kind(x), graph.shape(x).to_vec());
+    let stored = vec![(ElementType::I8, shape.clone())];
+    let integers = graph.node("QuantizeLinear", &[x, scale, zero], attributes.clone(), stored)[0];
+    graph.node("DequantizeLinear", &[integers, scale, zero], attributes, vec![(kind, shape)])[0]
 }
 
-/// Largest magnitude of each column over the number of steps.
-fn channel_scales(weight: &[f32], outputs: usize) -> Vec<f32> {
-    let mut largest = vec![0f32; outputs];
-    for row in weight.chunks_exact(outputs) {
-        for (largest, value) in largest.iter_mut().zip(row) {
-            *largest = largest.max(value.abs());
-        }
-    }
-    largest.into_iter().map(|largest| (largest / STEPS).max(SMALLEST_SCALE)).collect()
-}
-
-/// Each value over its column's scale, rounded to the nearest integer, ties to even as the operator does.
-fn channel_integers(weight: &[f32], outputs: usize) -> Vec<i8> {
-    let scales = channel_scales(weight, outputs);
-    let rows = weight.chunks_exact(outputs);
-    rows.flat_map(|row| row.iter().zip(&scales))
-        // Within ±127 by the choice of the scale; the cast saturates besides.
-        .map(|(value, scale)| (value / scale).round_ties_even() as i8)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_weight_is_within_half_a_step_of_its_channel() {
-        let outputs = 5;
-        let weight: Vec<f32> =
-            (0..60).map(|i| ((i * 37) as f32).sin() * [1e-4, 1.0, 30.0, 0.0, 1e3][i % outputs]).collect();
-        let scales = channel_scales(&weight, outputs);
-        let integers = channel_integers(&weight, outputs);
-        assert_eq!(integers.len(), weight.len());
-        for (i, (value, integer)) in weight.iter().zip(&integers).enumerate() {
-            let scale = scales[i % outputs];
-            assert!((value - f32::from(*integer) * scale).abs() <= scale * 0.501, "{i}");
-        }
-        for column in [0, 1, 2, 4] {
-            let most = integers.iter().skip(column).step_by(outputs).map(|v| v.unsigned_abs()).max();
-            assert_eq!(most, Some(127), "column {column}");
-        }
+/// Below it a scale would lose digits, or be zero, in its own type.
+fn least_scale(kind: ElementType) -> f32 {
+    match kind {
+        ElementType::F16 => half::f16::MIN_POSITIVE.to_f32(),
+        _ => f32::MIN_POSITIVE,
     }
 }

@@ -13,9 +13,9 @@ use prost::Message;
 use super::error::OnnxError;
 use super::graph::{Attribute, Dim, Graph, Value};
 use super::proto::{
-    AttributeProto, DATA_LOCATION_EXTERNAL, DimensionProto, DimensionValue, GraphProto, IR_VERSION,
-    ModelProto, NodeProto, OPSET_VERSION, OperatorSetIdProto, StringStringEntryProto, TensorProto,
-    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, DATA_LOCATION_EXTERNAL, DimensionProto, DimensionValue, GraphProto, ModelProto,
+    NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
+    TypeProto, ValueInfoProto, ir_version,
 };
 
 /// Tensors smaller than this stand in the structure itself: sizes, axes and other small constants, which shape inference
@@ -249,10 +249,10 @@ fn model(graph: &Graph, initializer: Vec<TensorProto>) -> ModelProto {
     let named: HashSet<Value> = graph.input_values().iter().chain(graph.output_values()).copied().collect();
     let name = |value: &Value| graph.info(*value).name.clone();
     ModelProto {
-        ir_version: Some(IR_VERSION),
+        ir_version: Some(ir_version(graph.opset())),
         producer_name: Some(env!("CARGO_PKG_NAME").to_owned()),
         producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET_VERSION) }],
+        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(graph.opset()) }],
         metadata_props: graph
             .metadata()
             .iter()

@@ -2,7 +2,8 @@
 //!
 //! | file | part |
 //! |---|---|
-//! | [`command`] | options to a recording and how to replay it |
+//! | [`options`] | which recording, and which policy sees it |
+//! | [`command`] | that, and how it is replayed and judged |
 //! | [`mode`] | what may run the network, by name |
 //! | [`source`] | bags and datasets behind one face |
 //! | [`capture`] | what the reference mode's action head was given, for other modes |
@@ -18,6 +19,7 @@
 pub mod capture;
 pub mod command;
 pub mod mode;
+pub mod options;
 pub mod predictions;
 pub mod runner;
 pub mod session;

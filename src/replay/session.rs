@@ -217,10 +217,10 @@ fn head(command: &Command, replay: &ReplayOptions, source: Source) -> Run {
         source,
         options: Options {
             horizon: replay.horizon as u64,
-            stride: command.stride.map_or(0, |stride| stride.get().into()),
+            stride: command.recording.stride.map_or(0, |stride| stride.get().into()),
             steps_per_trajectory: replay.steps_per_trajectory,
             component_steps_per_trajectory: Some(replay.component_steps_per_trajectory),
-            trajectories: command.trajectories.map(|most| most as u64),
+            trajectories: command.recording.trajectories.map(|most| most as u64),
             warm_up: replay.warm_up.into(),
             iterations: replay.iterations.into(),
             noise_seed: Some(replay.noise_seed),

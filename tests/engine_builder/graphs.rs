@@ -127,7 +127,10 @@ fn what_cannot_be_built_is_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let cases: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("say --strongly-typed", ["--precision", "strongly_typed"].as_slice()),
-        ("found int8", &["--precision", "int8", "--strongly-typed"]),
+        (
+            "found --strongly-typed",
+            &["--onnx-only", "--precision", "int8", "--strongly-typed", "--method", "calibrator"],
+        ),
         ("for which there are calibration inputs", &["--precision", "int8", "--graph", "reference"]),
         ("multiples of 28", &["--onnx-only", "--graph", "backbone-vision", "--image-size", "56x80"]),
         ("cosine of 0.302", &["--graph", "backbone-vision"]),

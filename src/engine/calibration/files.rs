@@ -30,6 +30,8 @@ pub struct CalibrationMeta {
     pub graph: GraphKind,
     /// Hash of the checkpoint that produced them.
     pub checkpoint_hash: String,
+    /// Index of the embodiment whose action encoder made them.
+    pub embodiment: usize,
     /// Denoising steps of the policy.
     pub steps: usize,
     /// Of the choice of samples.
@@ -90,6 +92,22 @@ struct List {
 pub struct CalibrationWriter {
     folder: PathBuf,
     list: List,
+    /// Files written so far, for names of their own.
+    staged: usize,
+}
+
+/// A sample that is on disk and may or may not become one of the set: dropped, its file goes.
+#[derive(Debug)]
+pub struct StagedSample {
+    path: PathBuf,
+    entry: Entry,
+}
+
+impl Drop for StagedSample {
+    fn drop(&mut self) {
+        // It is gone already where it became one of the set.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl CalibrationWriter {
@@ -104,23 +122,23 @@ impl CalibrationWriter {
         if list.exists() {
             fs::remove_file(&list).map_err(EngineError::file(&list, "the old list cannot be removed"))?;
         }
-        Ok(Self { folder, list: List { format: FORMAT, meta, samples: Vec::new() } })
+        Ok(Self { folder, list: List { format: FORMAT, meta, samples: Vec::new() }, staged: 0 })
     }
 
-    /// Writes a sample.
+    /// Writes a sample without making it one of the set yet, for whoever still chooses.
     ///
     /// # Errors
     /// [`EngineError::Invalid`] for tensors whose bytes do not fit their shape, [`EngineError::File`].
-    pub fn add(&mut self, sample: &CalibrationSample) -> Result<(), EngineError> {
-        let file = format!("sample-{:06}.safetensors", self.list.samples.len());
+    pub fn stage(&mut self, sample: &CalibrationSample) -> Result<StagedSample, EngineError> {
+        let file = format!("sample-{:06}.staged", self.staged);
         let path = self.folder.join(&file);
         let invalid = |found: String| EngineError::Invalid {
-            what: format!("calibration sample {}", self.list.samples.len()),
+            what: format!("calibration sample of {}, step {}", sample.source, sample.step),
             expected: "at least one tensor, each with as many bytes as its shape says".to_owned(),
             found,
         };
-        if sample.tensors.is_empty() || self.list.samples.len() >= MAX_SAMPLES {
-            return Err(invalid(format!("{} tensors, {MAX_SAMPLES} samples at most", sample.tensors.len())));
+        if sample.tensors.is_empty() {
+            return Err(invalid("no tensor".to_owned()));
         }
         let views = sample
             .tensors
@@ -132,9 +150,41 @@ impl CalibrationWriter {
             .collect::<Result<Vec<_>, _>>()?;
         let bytes = safetensors::serialize(views, None).map_err(|error| invalid(error.to_string()))?;
         write_atomically(&path, &bytes).map_err(EngineError::file(&path, "the sample cannot be written"))?;
+        self.staged += 1;
         let blake3 = blake3::hash(&bytes).to_hex().to_string();
-        self.list.samples.push(Entry { file, step: sample.step, source: sample.source.clone(), blake3 });
+        Ok(StagedSample {
+            path,
+            entry: Entry { file, step: sample.step, source: sample.source.clone(), blake3 },
+        })
+    }
+
+    /// Makes a staged sample the next of the set.
+    ///
+    /// # Errors
+    /// [`EngineError::File`]; [`EngineError::Invalid`] for more samples than a set may have.
+    pub fn keep(&mut self, sample: StagedSample) -> Result<(), EngineError> {
+        let number = self.list.samples.len();
+        if number >= MAX_SAMPLES {
+            return Err(EngineError::Invalid {
+                what: "calibration samples".to_owned(),
+                expected: format!("at most {MAX_SAMPLES}"),
+                found: "more".to_owned(),
+            });
+        }
+        let file = format!("sample-{number:06}.safetensors");
+        let path = self.folder.join(&file);
+        fs::rename(&sample.path, &path).map_err(EngineError::file(&path, "the sample cannot be renamed"))?;
+        self.list.samples.push(Entry { file, ..sample.entry.clone() });
         Ok(())
+    }
+
+    /// Writes a sample into the set.
+    ///
+    /// # Errors
+    /// Those of [`stage`](Self::stage) and [`keep`](Self::keep).
+    pub fn add(&mut self, sample: &CalibrationSample) -> Result<(), EngineError> {
+        let staged = self.stage(sample)?;
+        self.keep(staged)
     }
 
     /// Writes the list: from now on the set is one. Returns its hash, as [`CalibrationSet::hash`].
@@ -245,6 +295,7 @@ fn hash(list: &List) -> String {
     };
     part(meta.graph.as_str());
     part(&meta.checkpoint_hash);
+    part(&meta.embodiment.to_string());
     part(&meta.steps.to_string());
     for entry in &list.samples {
         part(&entry.step.to_string());
@@ -284,6 +335,7 @@ mod tests {
         CalibrationMeta {
             graph: GraphKind::DitFused,
             checkpoint_hash: "blake3:00".to_owned(),
+            embodiment: 2,
             steps: 4,
             seed: 3,
         }
@@ -327,6 +379,27 @@ mod tests {
         drop(again);
         let error = CalibrationSet::open(folder.path()).expect_err("not finished").to_string();
         assert!(error.contains("calibrate collect"), "{error}");
+    }
+
+    #[test]
+    fn what_was_staged_and_not_kept_leaves_no_file_and_the_set_is_as_if_it_had_never_been() {
+        let (plain, chosen) =
+            (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let hash = written(plain.path());
+        let mut writer = CalibrationWriter::create(chosen.path(), meta()).expect("created");
+        let mut staged: Vec<_> =
+            [3, 0, 2, 1, 2].map(|step| writer.stage(&sample(step)).expect("staged")).into_iter().collect();
+        drop(staged.remove(4));
+        staged.sort_by_key(|sample| sample.entry.step);
+        staged.into_iter().for_each(|sample| writer.keep(sample).expect("kept"));
+        assert_eq!(writer.finish().expect("finished"), hash);
+        let mut names: Vec<_> = fs::read_dir(chosen.path())
+            .expect("listed")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+            .collect();
+        names.sort();
+        let expected = (0..4).map(|i| format!("sample-{i:06}.safetensors"));
+        assert_eq!(names, [LIST.to_owned()].into_iter().chain(expected).collect::<Vec<_>>());
     }
 
     #[test]

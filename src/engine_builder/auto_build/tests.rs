@@ -256,7 +256,7 @@ fn the_command_builds_the_same_for_the_same_prompts_with_the_same_options() {
     let command = parse(error.rebuild().unwrap()).unwrap();
     assert_eq!(command.checkpoint, folder.needs.checkpoint);
     assert_eq!((command.precision, command.graph), (Precision::Fp16, folder.needs.graph.kind));
-    assert_eq!((command.embodiment.as_str(), command.device.as_str()), ("2", "cuda:1"));
+    assert_eq!((command.embodiment.as_str(), command.device.as_deref()), ("2", Some("cuda:1")));
     assert_eq!(command.out, folder.folder.path());
     assert_eq!((command.text_tokens, command.image_tokens), (graph().text, graph().image));
     assert_eq!((command.optimisation_level, command.workspace_mb), (Some(4), Some(3072)));

@@ -20,6 +20,7 @@ use crate::{
         verify::torch_head,
     },
     model::{
+        device::to_host,
         layers::Loader,
         policy::to_tensor,
         probe::Probe,
@@ -114,12 +115,8 @@ fn input(tensor: &Tensor) -> Result<Input> {
 
 /// The values of a tensor as f32.
 fn array(tensor: &Tensor) -> Result<ArrayD<f32>> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let mut flat = vec![0f32; tensor.numel()];
-    let count = flat.len();
-    tensor.f_copy_data(&mut flat, count)?;
     let shape: Vec<usize> = tensor.size().iter().map(|&n| n.max(0) as usize).collect();
-    Ok(ArrayD::from_shape_vec(IxDyn(&shape), flat)?)
+    Ok(ArrayD::from_shape_vec(IxDyn(&shape), to_host(tensor)?)?)
 }
 
 /// What the probe saw under the names that a graph gives out.

@@ -11,7 +11,7 @@ use crate::{
         CheckpointHasher, EngineChoice, EngineNeeds, EngineStore, GpuRecord, Precision, VersionRecord,
         fused::FusedEngine,
     },
-    tensorrt::{Device, Library, LoadOptions, Runtime, TensorRtError},
+    tensorrt::{Device, Engine, Library, LoadOptions, Runtime, TensorRtError},
 };
 
 /// TensorRT and the GPU that it works on.
@@ -70,6 +70,21 @@ impl TensorRtDevice {
             ..fused.needs()
         }
     }
+
+    /// The engine of a folder that fits what is needed.
+    ///
+    /// # Errors
+    /// No engine that fits, with the command that builds it, or what TensorRT refuses.
+    pub fn engine(&self, store: &EngineStore, needs: &EngineNeeds) -> Result<Engine, ModelError> {
+        let plan = store.load(needs)?;
+        let runtime = Runtime::new(&self.library, &self.device)?;
+        if plan.record.builder.version_compatible {
+            // Such an engine brings code of its own; its hash was compared with the record's.
+            runtime.allow_host_code()?;
+        }
+        // The plan goes with this function: where host and GPU share memory, every gigabyte counts.
+        Ok(runtime.deserialise(&plan)?)
+    }
 }
 
 /// Where the hashes of a folder's checkpoints are remembered.
@@ -97,15 +112,7 @@ pub fn load(
     let here = TensorRtDevice::open(ordinal)?;
     let hash = CheckpointHasher::new(Some(hashes_in(&choice.folder))).hash(&checkpoint.dir)?;
     let needs = here.needs(checkpoint, &hash, embodiment, choice.precision);
-    let plan = EngineStore::new(&choice.folder).load(&needs)?;
-    let runtime = Runtime::new(&here.library, &here.device)?;
-    if plan.record.builder.version_compatible {
-        // Such an engine brings code of its own; its hash was compared with the record's.
-        runtime.allow_host_code()?;
-    }
-    let engine = runtime.deserialise(&plan)?;
-    // Where host and GPU share memory, every gigabyte counts.
-    drop(plan);
+    let engine = here.engine(&EngineStore::new(&choice.folder), &needs)?;
     let identity = format!("TensorRT {} {} on cuda:{ordinal}", here.library.version(), choice.precision);
     let checkpoint_head = Arc::clone(checkpoint);
     let velocity =

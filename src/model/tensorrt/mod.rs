@@ -8,6 +8,7 @@ mod load;
 mod projections;
 mod single;
 
+pub(crate) use load::hashes_in;
 pub use load::{TensorRtDevice, load};
 pub use projections::{CrossProjections, Projected};
 pub use single::SingleRun;

@@ -43,7 +43,7 @@ pub enum ChangeError {
 }
 
 /// Companion tools that read the node's files too. Parameters below these names are theirs.
-pub const TOOLS: [&str; 2] = ["replay", "engine"];
+pub const TOOLS: [&str; 3] = ["replay", "engine", "calibrate"];
 
 /// The parameters of a companion tool, one of [`TOOLS`], in the order in which they override one another: name behind the
 /// tool's, value, and the folder from which a relative path counts.

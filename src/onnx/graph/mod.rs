@@ -11,7 +11,7 @@ use std::fmt;
 
 use super::element::{self, ElementType};
 use super::error::OnnxError;
-use super::proto::attribute_type;
+use super::proto::{OPSET_VERSION, attribute_type};
 use crate::checkpoint::TensorView;
 
 /// One dimension of a shape.
@@ -119,6 +119,25 @@ impl fmt::Debug for Source<'_> {
     }
 }
 
+impl Source<'_> {
+    /// The elements of a floating-point source.
+    ///
+    /// # Errors
+    /// The source holds something else, or its values cannot be computed.
+    pub fn floats(&self) -> Result<Vec<f32>, OnnxError> {
+        match self {
+            Self::Values(values) => Ok(values.clone()),
+            Self::Compute(compute) => compute(),
+            Self::Stored(view) => Ok(element::decode(view)),
+            Self::Integers(_) | Self::Booleans(_) | Self::Bytes(_) => Err(OnnxError::request(
+                "elements of a constant",
+                "floating-point numbers",
+                format!("{self:?}"),
+            )),
+        }
+    }
+}
+
 /// A constant value of the graph.
 #[derive(Debug)]
 pub struct Initializer<'w> {
@@ -142,6 +161,7 @@ pub struct Graph<'w> {
     metadata: Vec<(String, String)>,
     /// Constants that many nodes share.
     shared: Vec<(ElementType, Vec<u64>, Vec<Dim>, Value)>,
+    opset: i64,
 }
 
 impl<'w> Graph<'w> {
@@ -158,7 +178,25 @@ impl<'w> Graph<'w> {
             place: String::new(),
             metadata: Vec::new(),
             shared: Vec::new(),
+            opset: OPSET_VERSION,
         }
+    }
+
+    /// The operator set that the file needs: [`OPSET_VERSION`], or more where an operator was used in a newer form.
+    pub fn opset(&self) -> i64 {
+        self.opset
+    }
+
+    /// Makes the graph one of a later operator set, at most 20.
+    pub(super) fn raise_opset(&mut self, opset: i64) -> Result<(), OnnxError> {
+        // From opset 18 on its axes are an input. The other operators that this module writes are the same.
+        if let Some(node) = self.nodes.iter().find(|node| node.operator == "ReduceMean") {
+            let found = format!("ReduceMean at {}", node.name);
+            let expected = format!("operators that opset {opset} writes as 17 does (norms as one operator)");
+            return Err(OnnxError::request("graph", expected, found));
+        }
+        self.opset = self.opset.max(opset);
+        Ok(())
     }
 
     /// The graph's name.
@@ -191,11 +229,11 @@ impl<'w> Graph<'w> {
         self.outputs.iter().map(|value| self.info(*value))
     }
 
-    pub(super) fn input_values(&self) -> &[Value] {
+    pub fn input_values(&self) -> &[Value] {
         &self.inputs
     }
 
-    pub(super) fn output_values(&self) -> &[Value] {
+    pub fn output_values(&self) -> &[Value] {
         &self.outputs
     }
 
@@ -204,8 +242,26 @@ impl<'w> Graph<'w> {
         &self.initializers
     }
 
-    pub(super) fn initializers_mut(&mut self) -> &mut Vec<Initializer<'w>> {
-        &mut self.initializers
+    /// Whether a value is a constant.
+    pub(super) fn is_constant(&self, value: Value) -> bool {
+        self.initializers.iter().any(|initializer| initializer.value == value)
+    }
+
+    /// The elements of a floating-point constant.
+    pub(super) fn constant_floats(&self, value: Value) -> Result<Vec<f32>, OnnxError> {
+        match self.initializers.iter().find(|initializer| initializer.value == value) {
+            Some(initializer) => initializer.source.floats(),
+            None => Err(self.error("initializer", "a constant", self.info(value).name.clone())),
+        }
+    }
+
+    /// Puts another source in the place of a constant's own, of the same type and length. Leaves other values alone.
+    pub(super) fn replace_source(&mut self, value: Value, replace: impl FnOnce(Source<'w>) -> Source<'w>) {
+        if let Some(initializer) = self.initializers.iter_mut().find(|initializer| initializer.value == value)
+        {
+            let old = std::mem::replace(&mut initializer.source, Source::Values(Vec::new()));
+            initializer.source = replace(old);
+        }
     }
 
     /// Name, type and shape of a value.
@@ -341,6 +397,12 @@ impl<'w> Graph<'w> {
     pub(super) fn integers(&mut self, values: &[i64]) -> Result<Value, OnnxError> {
         let key = values.iter().map(|value| value.cast_unsigned()).collect();
         self.share(key, ElementType::I64, &[values.len()], Source::Integers(values.to_vec()))
+    }
+
+    /// Zeros of i8, shared likewise.
+    pub(super) fn int8_zeros(&mut self, shape: &[usize]) -> Result<Value, OnnxError> {
+        let count: usize = shape.iter().product();
+        self.share(Vec::new(), ElementType::I8, shape, Source::Bytes(Box::new(move || Ok(vec![0; count]))))
     }
 
     fn share(
