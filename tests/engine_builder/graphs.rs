@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Parser;
 use groot_policy::checkpoint::{Checkpoint, OpenOptions};
-use groot_policy::engine::{GraphKind, Precision};
+use groot_policy::engine::{CalibrationSource, GraphKind, Precision};
 use groot_policy::engine_builder::command::Command;
 use groot_policy::engine_builder::graph::{EngineGraph, GraphPart, GraphRequest, Typing};
 use groot_policy::engine_builder::lengths::Lengths;
@@ -119,6 +119,26 @@ fn a_strongly_typed_graph_has_products_in_its_type_and_norms_softmax_and_io_in_f
                 assert!(narrow(&info.name) || info.kind == ElementType::F32, "{name} {}", info.name);
             }
         }
+    }
+}
+
+#[test]
+fn an_int8_graph_has_8_bits_around_its_products_and_the_type_of_its_typing_elsewhere() {
+    let mut runner = Runner::start();
+    for (typing, kind, opset) in [(&[][..], "f32", 17), (&["--strongly-typed"], "f16", 19)] {
+        let folder = runner.folder.path().join(format!("int8_{kind}"));
+        let line = ["--onnx-only", "--precision", "int8", "--calibration-ticks", "1", "--device", "cpu"];
+        let line: Vec<&str> = line.iter().chain(typing).copied().collect();
+        let outcome = session::run(&command(&folder, &line), &mut |_| {}).unwrap();
+        let model = outcome.onnx.unwrap();
+        assert_eq!(model.file_name().unwrap(), "dit_fused_int8.onnx");
+        let answer = runner.check(&model);
+        assert_eq!((&answer["metadata"]["kind"], &answer["opset"]), (&kind.into(), &opset.into()));
+        let calibration = outcome.calibration.unwrap();
+        assert_eq!(calibration.source, CalibrationSource::Synthetic(1));
+        assert!(calibration.samples > 0, "{calibration:?}");
+        let cosine = outcome.measured[0].against[0].velocity.overall.cosine.unwrap();
+        assert!(cosine > 0.99, "{kind}: {cosine}");
     }
 }
 

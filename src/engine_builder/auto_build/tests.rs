@@ -10,11 +10,13 @@ use super::*;
 use crate::{
     checkpoint::{Checkpoint, OpenOptions, Parts},
     engine::{
-        AccuracyRecord, BuilderRecord, CheckpointRecord, ComputeCapability, EngineError, EngineNeeds,
-        EngineRecord, EngineStore, GpuRecord, PlanRecord, Precision, RECORD_FORMAT, VersionRecord,
+        AccuracyRecord, BuilderRecord, CalibrationRecord, CalibrationSource, CheckpointRecord,
+        ComputeCapability, EngineError, EngineNeeds, EngineRecord, EngineStore, GpuRecord, PlanRecord,
+        Precision, RECORD_FORMAT, VersionRecord,
+        calibration::{CalibrationMethod, RangeRule},
         fused::FusedEngine,
     },
-    engine_builder::{graph::GraphRequest, lengths::Lengths},
+    engine_builder::{calibration::options::Int8Options, graph::GraphRequest, lengths::Lengths},
 };
 
 const EMBODIMENT: usize = 2;
@@ -268,6 +270,58 @@ fn the_command_builds_the_same_for_the_same_prompts_with_the_same_options() {
     let command = parse(error.rebuild().unwrap()).unwrap();
     assert_eq!((command.embodiment.as_str(), command.optimisation_level), ("3", None));
     assert_ne!(command.text_tokens, graph().text);
+}
+
+#[test]
+fn an_int8_engine_is_calibrated_again_as_it_was_and_others_are_not() {
+    let plain = Int8Options {
+        calibration: None,
+        calibration_ticks: 16,
+        method: None,
+        ranges: RangeRule::Entropy,
+        smooth_quant: None,
+        skip: Vec::new(),
+    };
+    let collected = Int8Options {
+        calibration: Some(PathBuf::from("/sets/the robot's")),
+        method: Some(CalibrationMethod::Explicit),
+        ranges: RangeRule::Percentile(99.99),
+        smooth_quant: Some(0.5),
+        skip: vec!["action_decoder".to_owned(), "action_encoder".to_owned()],
+        ..plain.clone()
+    };
+    // Who calibrates is not said again of TensorRT's own calibrator, which the next version may not have.
+    let synthetic = Int8Options { calibration_ticks: 3, ranges: RangeRule::MinMax, ..plain.clone() };
+    for (options, source) in [
+        (collected, CalibrationSource::Collected("/sets/the robot's".to_owned())),
+        (synthetic, CalibrationSource::Synthetic(3)),
+    ] {
+        let mut folder = Folder::new();
+        folder.needs.precision = Precision::Int8;
+        let calibrated = EngineRecord {
+            calibration: Some(CalibrationRecord {
+                hash: "blake3:5e7".to_owned(),
+                source,
+                method: options.method.unwrap_or_default(),
+                ranges: options.ranges.to_string(),
+                samples: 12,
+                seed: 7,
+                smooth_quant: options.smooth_quant,
+                skipped: options.skip.clone(),
+            }),
+            ..record(&folder.checkpoint, &folder.needs)
+        };
+        folder.store().save(&folder.needs, &calibrated, b"8 bits").unwrap();
+        folder.needs.tensorrt.minor = 7;
+        let error = folder.store().load(&folder.needs).unwrap_err();
+        let command = parse(error.rebuild().unwrap()).unwrap();
+        assert_eq!((command.precision, command.int8), (Precision::Int8, options));
+
+        folder.needs.precision = Precision::Bf16;
+        let error = folder.store().load(&folder.needs).unwrap_err();
+        let command = parse(error.rebuild().unwrap()).unwrap();
+        assert_eq!((command.precision, command.int8), (Precision::Bf16, plain.clone()));
+    }
 }
 
 #[test]
