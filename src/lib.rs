@@ -19,12 +19,14 @@
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
 //! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
 //! | `replay` | recordings through the policy: how accurate, how fast | `recording`, `evaluation`, `model` |
+//! | [`benchmark`] | every way of running the network, timed on random inputs; the roofline | `evaluation`; `model` for all but the roofline |
 //! | [`node`] | configuration, observation assembly, the policy node | `ros`, `safety`, `model` |
 //!
 //! One direction: the core (`observation`, `checkpoint`, `processor`, `motion`) knows neither ROS nor CUDA (of ROS
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
 pub mod atomic_file;
+pub mod benchmark;
 pub mod checkpoint;
 pub mod engine;
 #[cfg(all(feature = "torch", feature = "tensorrt"))]

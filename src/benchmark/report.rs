@@ -1,0 +1,278 @@
+//! Tables for a terminal.
+
+use super::{
+    published,
+    result::{AblationResult, Benchmark, CaseResult},
+    roofline::{FloorTable, Path},
+};
+use crate::evaluation::{
+    Component, LatencySummary, ModeResult, Run,
+    report::{
+        number,
+        table::{Cell, Table, columns, error_cells, text},
+        terminal::{draw, wrap},
+    },
+};
+
+/// Everything that was measured, case by case.
+pub fn measured(benchmark: &Benchmark) -> String {
+    let mut out = String::new();
+    let mut cases = benchmark.cases.iter().peekable();
+    if let Some(first) = cases.peek() {
+        out.push_str(&head(&first.run));
+    }
+    for result in cases {
+        out.push('\n');
+        out.push_str(&case(result));
+    }
+    out
+}
+
+/// Model, machine, options.
+fn head(run: &Run) -> String {
+    let mut lines = vec![run.title().to_owned()];
+    let machine = &run.machine;
+    lines.push(format!("{}, {} ({})", machine.cpu.model, machine.os, machine.kernel));
+    for gpu in &machine.gpus {
+        lines.push(format!("{}, driver {}", gpu.name, gpu.driver));
+    }
+    let options = &run.options;
+    lines.push(format!(
+        "{} measured ticks after {} of warm-up, over {} different observations; seed {}",
+        options.iterations,
+        options.warm_up,
+        run.source.samples,
+        options.noise_seed.unwrap_or_default()
+    ));
+    lines.iter().map(|line| wrap(&number::printable(line)) + "\n").collect()
+}
+
+fn case(result: &CaseResult) -> String {
+    let CaseResult { case, shape, run, .. } = result;
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&wrap(&number::printable(&text)));
+        out.push('\n');
+    };
+    let (width, height) = shape.image;
+    line(format!(
+        "{case}; images of {width}x{height} ({} tokens each), instruction of {} tokens, {} denoising steps",
+        shape.image_tokens, shape.instruction_tokens, run.options.denoising_steps
+    ));
+    if let Some(partial) = &run.partial {
+        line(format!("PARTIAL: {}; the figures are those measured so far.", partial.reason));
+    }
+    run.notes.iter().for_each(|note| line(note.clone()));
+    for mode in &run.modes {
+        match &mode.failure {
+            Some(reason) => line(format!("{}: NOT MEASURED: {reason}", mode.name)),
+            None => line(format!("{}: backbone {}, DiT {}", mode.name, mode.backbone, mode.dit)),
+        }
+        mode.notes.iter().for_each(|note| line(format!("   {note}")));
+    }
+    let is_published = case.name == published::CASE;
+    let tables = [latencies(run, is_published), accuracy(run), floors(result), ablation(&result.ablation)];
+    for table in tables.into_iter().flatten() {
+        out.push('\n');
+        out.push_str(&draw(&table));
+    }
+    if is_published {
+        let source = format!("Rows \"published\": {}. Not measured here.", published::SOURCE);
+        out.push_str(&wrap(&source));
+        out.push('\n');
+    }
+    out
+}
+
+/// Median, p90 and p99 per mode, and NVIDIA's figures where they are for this case.
+fn latencies(run: &Run, with_published: bool) -> Option<Table> {
+    type Pick = fn(&LatencySummary) -> f64;
+    let figures: [(&str, Pick); 3] = [("median", |l| l.median), ("p90", |l| l.p90), ("p99", |l| l.p99)];
+    let mut rows = Vec::new();
+    for mode in run.modes.iter().filter(|mode| !mode.latencies.is_empty()) {
+        for (name, pick) in figures {
+            let latency = |component: Component| Cell::figure(mode.latency(&component).map(pick), number::milliseconds);
+            let hz = mode.latency(&Component::EndToEnd).map(pick).filter(|&ms| ms > 0.0).map(|ms| 1000.0 / ms);
+            let mut row = vec![text(&mode.name), text(name)];
+            row.extend(COLUMNS.map(latency));
+            row.push(Cell::figure(hz, number::rate));
+            let memory = mode.peak_device_bytes.map(|bytes| bytes as f64 / 1e9).filter(|_| name == "median");
+            row.push(Cell::figure(memory, number::milliseconds));
+            rows.push(row);
+        }
+    }
+    if rows.is_empty() {
+        return None;
+    }
+    if with_published {
+        let gpu = run.machine.gpus.first().map_or("", |gpu| gpu.name.as_str());
+        rows.extend(published::rows_for(gpu).iter().map(|row| {
+            let figure = |value| Cell::Figure(value, number::milliseconds);
+            let mut cells = vec![text(&format!("{}, {}", row.device, row.mode)), text("published")];
+            cells.extend([figure(row.data_processing), Cell::None, Cell::None, figure(row.backbone), Cell::None]);
+            cells.extend([figure(row.action_head), figure(row.end_to_end)]);
+            cells.extend([Cell::Figure(row.hz, number::rate), Cell::None]);
+            cells
+        }));
+    }
+    let heads = [
+        ("mode", "mode"),
+        ("figure", ""),
+        ("data_processing_ms", "data\nproc."),
+        ("vision_ms", "vision"),
+        ("language_ms", "language"),
+        ("backbone_ms", "backbone"),
+        ("dit_ms", "DiT"),
+        ("action_head_ms", "action\nhead"),
+        ("end_to_end_ms", "end to\nend"),
+        ("hz", "Hz"),
+        ("peak_gb", "peak\nGB"),
+    ];
+    Some(Table { name: "latency", title: "Latency, ms", columns: columns(&heads), rows, keys: 1 })
+}
+
+const COLUMNS: [Component; 7] = [
+    Component::DataProcessing,
+    Component::Vision,
+    Component::Language,
+    Component::Backbone,
+    Component::Dit,
+    Component::ActionHead,
+    Component::EndToEnd,
+];
+
+/// Errors against f32: of the normalised actions, and of the velocity at each denoising step on the reference's inputs.
+fn accuracy(run: &Run) -> Option<Table> {
+    let mut rows = Vec::new();
+    for mode in &run.modes {
+        let mut row = |what: String, errors, growth: Option<f64>| {
+            let mut cells = vec![text(&mode.name), Cell::Text(what)];
+            cells.extend(error_cells(errors));
+            cells.push(Cell::figure(growth, number::ratio));
+            rows.push(cells);
+        };
+        if let Some(actions) = &mode.actions {
+            row("actions".to_owned(), actions, None);
+        }
+        if let Some(denoising) = &mode.denoising {
+            for (step, errors) in denoising.steps.iter().enumerate() {
+                row(format!("velocity, step {step}"), errors, None);
+            }
+            row("velocity, all steps".to_owned(), &denoising.overall, denoising.growth());
+        }
+    }
+    let heads = [
+        ("mode", "mode"),
+        ("what", "what"),
+        ("mse", "MSE"),
+        ("mae", "MAE"),
+        ("cosine", "cosine"),
+        ("max_error", "max error"),
+        ("growth", "growth\nlast/first"),
+    ];
+    let table = Table {
+        name: "accuracy",
+        title: "Against f32 on the same observations and noise, normalised actions",
+        columns: columns(&heads),
+        rows,
+        keys: 1,
+    };
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// The floors of a case alone: part by part, path by path.
+pub fn paper(title: &str, tables: &[FloorTable]) -> String {
+    let Some(first) = tables.first() else { return String::new() };
+    let mut out = wrap(&format!("{title}; floors on {} ({})", first.hardware.name, first.hardware.source));
+    out.push('\n');
+    let mut rows = Vec::new();
+    for (i, floor) in first.floors.iter().enumerate() {
+        for table in tables {
+            let Some(own) = table.floors.get(i) else { continue };
+            // What no path changes is said once.
+            if table.path != first.path && own.work == floor.work && own.milliseconds == floor.milliseconds {
+                continue;
+            }
+            rows.push(vec![
+                text(floor.component.label()),
+                text(table.path.label()),
+                Cell::Figure(own.work.flops / 1e9, number::milliseconds),
+                Cell::Figure(own.work.bytes / 1e9, number::error),
+                text(own.bound.map_or("", |bound| bound.label())),
+                Cell::Figure(own.milliseconds, number::milliseconds),
+            ]);
+        }
+    }
+    let heads = [
+        ("part", "part"),
+        ("path", "path"),
+        ("gflop", "GFLOP"),
+        ("gb", "GB"),
+        ("bound", "bound by"),
+        ("floor_ms", "floor\nms"),
+    ];
+    let table = Table { name: "roofline", title: "Roofline", columns: columns(&heads), rows, keys: 1 };
+    out + &draw(&table)
+}
+
+/// Measured medians beside the floors of the way that every mode takes.
+fn floors(result: &CaseResult) -> Option<Table> {
+    let table = result.floors.iter().find(|table| table.path == Path::Precomputed)?;
+    let mut rows = Vec::new();
+    for floor in &table.floors {
+        for (name, median) in measured_modes(&result.run, &floor.component) {
+            rows.push(vec![
+                text(floor.component.label()),
+                Cell::Figure(floor.milliseconds, number::milliseconds),
+                text(name),
+                Cell::Figure(median, number::milliseconds),
+                Cell::Figure(median / floor.milliseconds, number::ratio),
+            ]);
+        }
+    }
+    let heads = [
+        ("part", "part"),
+        ("floor_ms", "floor\nms"),
+        ("mode", "mode"),
+        ("median_ms", "median\nms"),
+        ("ratio", "median /\nfloor"),
+    ];
+    let table = Table {
+        name: "roofline_measured",
+        title: "Measured beside the floor (end to end: with data processing, which has no floor)",
+        columns: columns(&heads),
+        rows,
+        keys: 2,
+    };
+    (!table.rows.is_empty()).then_some(table)
+}
+
+fn measured_modes<'a>(run: &'a Run, component: &'a Component) -> impl Iterator<Item = (&'a str, f64)> {
+    // f32 has other floors.
+    let modes = run.modes.iter().filter(|mode| !run.is_reference(mode));
+    modes.filter_map(|mode: &ModeResult| Some((mode.name.as_str(), mode.latency(component)?.median)))
+}
+
+/// What each switch brings.
+fn ablation(results: &[AblationResult]) -> Option<Table> {
+    if results.is_empty() {
+        return None;
+    }
+    let median = |summary: &Option<LatencySummary>| Cell::figure(summary.map(|s| s.median), number::milliseconds);
+    let row = |result: &AblationResult| {
+        let gain = match &result.failure {
+            Some(reason) => Cell::Text(reason.clone()),
+            None => Cell::figure(result.gain(), number::ratio),
+        };
+        vec![text(&result.name), text(&result.part), median(&result.off), median(&result.on), gain]
+    };
+    let heads = [
+        ("switch", "switch"),
+        ("part", "part"),
+        ("off_ms", "off\nms"),
+        ("on_ms", "on\nms"),
+        ("gain", "off / on"),
+    ];
+    let rows = results.iter().map(row).collect();
+    Some(Table { name: "ablation", title: "One switch at a time", columns: columns(&heads), rows, keys: 0 })
+}
