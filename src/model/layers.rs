@@ -2,22 +2,43 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::ModelError;
+use super::{ModelError, random::RandomWeights};
 use crate::checkpoint::{WeightKind, Weights};
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub enum WeightSource<'a> {
+    /// The files of a checkpoint.
+    Files(&'a Weights),
+    /// A seed.
+    Random(&'a RandomWeights),
+}
+
+impl<'a> From<&'a Weights> for WeightSource<'a> {
+    fn from(weights: &'a Weights) -> Self {
+        Self::Files(weights)
+    }
+}
+
+impl<'a> From<&'a RandomWeights> for WeightSource<'a> {
+    fn from(weights: &'a RandomWeights) -> Self {
+        Self::Random(weights)
+    }
+}
 
 /// Where weights come from and where they go.
 #[derive(Clone)]
 pub struct Loader<'a> {
-    weights: &'a Weights,
+    source: WeightSource<'a>,
     prefix: String,
     device: Device,
     kind: Kind,
 }
 
 impl<'a> Loader<'a> {
-    /// Loads to `device` as `kind`, whatever type the file has.
-    pub fn new(weights: &'a Weights, device: Device, kind: Kind) -> Self {
-        Self { weights, prefix: String::new(), device, kind }
+    /// Loads to `device` as `kind`, whatever type the source has.
+    pub fn new(source: impl Into<WeightSource<'a>>, device: Device, kind: Kind) -> Self {
+        Self { source: source.into(), prefix: String::new(), device, kind }
     }
 
     /// The same loader, one module further down.
@@ -38,26 +59,33 @@ impl<'a> Loader<'a> {
     /// The tensor `name` below this module.
     pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
         let name = format!("{}{name}", self.prefix);
-        let view = self.weights.get(&name)?;
-        let shape: Vec<i64> = view.shape.iter().map(|&n| n as i64).collect();
-        self.upload(view.bytes, &shape, view.kind)
+        match self.source {
+            WeightSource::Files(weights) => {
+                let view = weights.get(&name)?;
+                self.upload(view.bytes, &extents(view.shape), view.kind)
+            }
+            WeightSource::Random(weights) => {
+                weights.values(&name, 0, &extents(weights.shape(&name)?), self.device, self.kind)
+            }
+        }
     }
 
     /// Row `index` of the first axis of `name`, without reading the others.
     pub fn slice(&self, name: &str, index: usize) -> Result<Tensor, ModelError> {
         let name = format!("{}{name}", self.prefix);
-        let view = self.weights.get(&name)?;
-        let (count, rest) = view.shape.split_first().unwrap_or((&0, &[]));
-        if index >= *count {
-            return Err(ModelError::Input {
-                what: "embodiment index",
-                expected: format!("below {count}, the first axis of {name}"),
-                found: index.to_string(),
-            });
+        match self.source {
+            WeightSource::Files(weights) => {
+                let view = weights.get(&name)?;
+                let (count, rest) = rows(&name, view.shape, index)?;
+                let length = view.bytes.len() / count;
+                self.upload(&view.bytes[index * length..(index + 1) * length], &rest, view.kind)
+            }
+            WeightSource::Random(weights) => {
+                let (_, rest) = rows(&name, weights.shape(&name)?, index)?;
+                let length: i64 = rest.iter().product();
+                weights.values(&name, index as i64 * length, &rest, self.device, self.kind)
+            }
         }
-        let length = view.bytes.len() / count;
-        let shape: Vec<i64> = rest.iter().map(|&n| n as i64).collect();
-        self.upload(&view.bytes[index * length..(index + 1) * length], &shape, view.kind)
     }
 
     fn upload(&self, bytes: &[u8], shape: &[i64], kind: WeightKind) -> Result<Tensor, ModelError> {
@@ -69,6 +97,23 @@ impl<'a> Loader<'a> {
         let tensor = Tensor::f_from_data_size(bytes, shape, kind)?;
         Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
     }
+}
+
+fn extents(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|&n| n as i64).collect()
+}
+
+/// The number of rows of a stack and the shape of one, once it is sure that the row `index` is there.
+fn rows(name: &str, shape: &[usize], index: usize) -> Result<(usize, Vec<i64>), ModelError> {
+    let (&count, rest) = shape.split_first().unwrap_or((&0, &[]));
+    if index < count {
+        return Ok((count, extents(rest)));
+    }
+    Err(ModelError::Input {
+        what: "embodiment index",
+        expected: format!("below {count}, the first axis of {name}"),
+        found: index.to_string(),
+    })
 }
 
 /// y = x·Wᵀ + b with W stored (out, in).

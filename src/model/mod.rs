@@ -10,6 +10,8 @@
 //! | `tensorrt` | the same as one TensorRT engine (feature `tensorrt`) |
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
+//! | [`network`] | all of it: model inputs and noise in, normalised action chunk out |
+//! | [`random`] | weights from a seed in place of a checkpoint |
 //! | [`policy`] | observation in, physical actions out |
 //! | [`thread`] | the one OS thread that owns a policy |
 //!
@@ -22,8 +24,12 @@ pub mod dit;
 pub mod embodiment;
 pub mod language;
 pub mod layers;
+pub mod network;
 pub mod policy;
 pub mod probe;
+pub mod random;
+#[cfg(test)]
+mod small;
 #[cfg(feature = "tensorrt")]
 pub mod tensorrt;
 pub mod thread;

@@ -11,7 +11,8 @@ use crate::{
     model::{
         ModelError,
         device::synchronize,
-        policy::{Policy, Timing, to_array, to_tensor},
+        network::{to_array, to_tensor},
+        policy::{Policy, Timing},
         probe::Probe,
     },
     processor::ModelInputs,

@@ -1,0 +1,263 @@
+//! The network as a whole: model inputs and noise in, normalised action chunk out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ndarray::{Array3, ArrayView3};
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    ModelError,
+    action_head::ActionHead,
+    backbone::Backbone,
+    dit::TorchDit,
+    layers::{Loader, WeightSource},
+    probe::Probe,
+};
+use crate::{
+    checkpoint::{Checkpoint, EagleConfig, ModelConfig},
+    engine::EngineChoice,
+    processor::{ModelInputs, guidance::Guidance},
+};
+
+/// Wall-clock time of a run's stages.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StageTimes {
+    /// Vision tower and connector, upload included.
+    pub vision: Duration,
+    /// Language model.
+    pub language: Duration,
+    /// State encoder, denoising, download.
+    pub action_head: Duration,
+}
+
+/// Backbone and action head of one embodiment.
+pub struct Network {
+    backbone: Backbone,
+    head: ActionHead,
+    default_steps: usize,
+    device: Device,
+    kind: Kind,
+}
+
+impl Network {
+    /// Loads what inference needs from `source`; the denoising steps run on libtorch.
+    ///
+    /// # Errors
+    /// The source lacks a tensor, or there is no memory for it.
+    pub fn load<'a>(
+        source: impl Into<WeightSource<'a>>,
+        model: &ModelConfig,
+        eagle: &EagleConfig,
+        embodiment: usize,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, ModelError> {
+        let root = Loader::new(source, device, kind);
+        let at = root.at("action_head");
+        let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
+        let head = ActionHead::load(&at, model, embodiment, dit)?;
+        Self::with_head(&root, model, eagle, head)
+    }
+
+    /// Loads a checkpoint; `engine` is the TensorRT engine that denoises, where one is to.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or there is no such engine.
+    pub fn open(
+        checkpoint: &Arc<Checkpoint>,
+        embodiment: usize,
+        device: Device,
+        kind: Kind,
+        engine: Option<&EngineChoice>,
+    ) -> Result<Self, ModelError> {
+        let (model, eagle) = (&checkpoint.config, &checkpoint.eagle);
+        let Some(choice) = engine else {
+            return Self::load(&checkpoint.weights, model, eagle, embodiment, device, kind);
+        };
+        let root = Loader::new(&checkpoint.weights, device, kind);
+        // The engine comes first: it is the largest piece of memory, and where it does not fit, that is soon said.
+        let head = engine_head(&root.at("action_head"), checkpoint, embodiment, choice)?;
+        Self::with_head(&root, model, eagle, head)
+    }
+
+    fn with_head(
+        root: &Loader,
+        model: &ModelConfig,
+        eagle: &EagleConfig,
+        head: ActionHead,
+    ) -> Result<Self, ModelError> {
+        let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
+        let default_steps = head.steps();
+        Ok(Self { backbone, head, default_steps, device: root.device(), kind: root.kind() })
+    }
+
+    /// The backbone.
+    pub fn backbone(&mut self) -> &mut Backbone {
+        &mut self.backbone
+    }
+
+    /// The action head.
+    pub fn head(&mut self) -> &mut ActionHead {
+        &mut self.head
+    }
+
+    /// Where the network runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The type it computes in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
+    pub fn identity(&self) -> String {
+        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.engine().identity())
+    }
+
+    /// What runs the backbone and what runs the DiT, for people.
+    pub fn identities(&self) -> (String, String) {
+        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.engine().identity())
+    }
+
+    /// Denoising steps in force.
+    pub fn denoising_steps(&self) -> usize {
+        self.head.steps()
+    }
+
+    /// Denoising steps that the checkpoint asks for.
+    pub fn default_denoising_steps(&self) -> usize {
+        self.default_steps
+    }
+
+    /// Changes the number of denoising steps.
+    ///
+    /// # Errors
+    /// More steps than the model has timesteps, or none.
+    pub fn set_denoising_steps(&mut self, steps: usize) -> Result<(), ModelError> {
+        self.head.set_steps(steps)
+    }
+
+    /// Rows and columns of the noise: (action horizon, max action dim).
+    pub fn noise_shape(&self) -> (usize, usize) {
+        self.head.noise_shape()
+    }
+
+    /// Inputs of B samples and noise (B, horizon, action dim) → normalised actions of the same shape, pulled to `guidance`,
+    /// which holds for all samples alike.
+    ///
+    /// # Errors
+    /// What does not fit, or [`ModelError::NonFinite`]: a chunk with NaN or infinity is never handed out.
+    pub fn run(
+        &mut self,
+        inputs: &ModelInputs,
+        noise: ArrayView3<f32>,
+        guidance: Option<&Guidance>,
+        probe: &mut Probe,
+    ) -> Result<(Array3<f32>, StageTimes), ModelError> {
+        let start = Instant::now();
+        let backbone = &mut self.backbone;
+        let features = backbone.forward(
+            inputs.images.view(),
+            inputs.input_ids.view(),
+            inputs.attention_mask.view(),
+            probe,
+        )?;
+        let vision = features.vision_done - start;
+        let language = features.vision_done.elapsed();
+        let head_start = Instant::now();
+        let state = to_tensor(inputs.state.view())?;
+        let tokens = self.head.condition(&features.features, features.layout, &state, probe)?;
+        let actions = self.head.denoise_guided(&tokens, &to_tensor(noise)?, guidance, probe)?;
+        let actions = to_array(&actions)?;
+        refuse_non_finite(&actions, &features.features)?;
+        Ok((actions, StageTimes { vision, language, action_head: head_start.elapsed() }))
+    }
+}
+
+#[cfg(feature = "tensorrt")]
+fn engine_head(
+    at: &Loader,
+    checkpoint: &Arc<Checkpoint>,
+    embodiment: usize,
+    choice: &EngineChoice,
+) -> Result<ActionHead, ModelError> {
+    super::tensorrt::load(at, checkpoint, embodiment, choice)
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn engine_head(
+    _at: &Loader,
+    _checkpoint: &Arc<Checkpoint>,
+    _embodiment: usize,
+    choice: &EngineChoice,
+) -> Result<ActionHead, ModelError> {
+    Err(ModelError::Input {
+        what: "TensorRT engine",
+        expected: "a program built with the feature `tensorrt`".to_owned(),
+        found: format!("one without, asked for a {} engine in {}", choice.precision, choice.folder.display()),
+    })
+}
+
+/// Refuses a chunk with NaN or infinity and says whether the backbone's features have them already.
+fn refuse_non_finite(actions: &Array3<f32>, features: &Tensor) -> Result<(), ModelError> {
+    let bad = actions.iter().filter(|v| !v.is_finite()).count() as i64;
+    if bad == 0 {
+        return Ok(());
+    }
+    let broken = features.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+    let (stage, count) = if broken > 0 { ("backbone", broken) } else { ("action head", bad) };
+    Err(ModelError::NonFinite { stage, count })
+}
+
+/// A tensor of the values, f32 on the CPU.
+pub(crate) fn to_tensor(values: ArrayView3<f32>) -> Result<Tensor, ModelError> {
+    let (a, b, c) = values.dim();
+    let flat: Vec<f32> = values.iter().copied().collect();
+    Ok(Tensor::f_from_slice(&flat)?.f_reshape([a as i64, b as i64, c as i64])?)
+}
+
+/// The values of a tensor of three axes as f32.
+pub(crate) fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let size = tensor.size();
+    let mut flat = vec![0f32; tensor.numel()];
+    let count = flat.len();
+    tensor.f_copy_data(&mut flat, count)?;
+    let shape = (size[0] as usize, size[1] as usize, size[2] as usize);
+    Array3::from_shape_vec(shape, flat).map_err(|error| ModelError::Input {
+        what: "action chunk",
+        expected: format!("{shape:?}"),
+        found: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::small, *};
+
+    #[test]
+    fn random_weights_make_a_network_whose_actions_depend_on_every_input() {
+        let mut network = small::network(Kind::Float);
+        let mut run = |inputs: &ModelInputs, noise: &Array3<f32>| {
+            network.run(inputs, noise.view(), None, &mut Probe::off()).unwrap().0
+        };
+        let (inputs, noise) = small::inputs(1, 2, &[6]);
+        let actions = run(&inputs, &noise);
+        assert_eq!(actions, run(&inputs, &noise));
+        let mut other = inputs.clone();
+        other.images[(1, 3, 3, 0)] ^= 0x80;
+        assert_ne!(actions, run(&other, &noise));
+        let mut other = inputs.clone();
+        other.input_ids[(0, 0)] += 1;
+        assert_ne!(actions, run(&other, &noise));
+        let mut other = inputs.clone();
+        other.state[(0, 0, 3)] += 1.0;
+        assert_ne!(actions, run(&other, &noise));
+        assert_ne!(actions, run(&inputs, &(&noise + 1.0)));
+    }
+}
