@@ -5,7 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{FRAME_TOKENS, IMAGE_FRAME_TOKENS};
-use crate::processor::image::{ImageError, ImageTransform, image_tokens};
+use crate::processor::{
+    image::{ImageError, ImageTransform, image_tokens},
+    text::MAX_PROMPT_TOKENS,
+};
 
 /// The shortest image edge of the released checkpoints' pre-processing, in pixels.
 pub const SHORTEST_EDGE: u32 = 256;
@@ -14,6 +17,8 @@ pub const CROP_FRACTION: f64 = 0.95;
 
 /// Most cameras: the tag of a tenth image would be longer than those before it.
 const MAX_CAMERAS: usize = 9;
+/// Most action rows: those that the checkpoints have position embeddings for.
+const MAX_HORIZON: usize = 1024;
 /// Most observations in one batch, far beyond any robot.
 const MAX_BATCH: usize = 256;
 
@@ -34,6 +39,23 @@ pub struct Case {
     pub steps: Option<usize>,
     /// Observations that are run together.
     pub batch: usize,
+}
+
+/// What is to be otherwise in a case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Cameras.
+    pub cameras: Option<usize>,
+    /// Width and height of a frame.
+    pub frame: Option<(u32, u32)>,
+    /// Tokens of the whole prompt; None leaves the instruction as long as it is.
+    pub prompt_tokens: Option<usize>,
+    /// Action rows.
+    pub horizon: Option<usize>,
+    /// Denoising steps.
+    pub steps: Option<usize>,
+    /// Observations in one batch.
+    pub batch: Option<usize>,
 }
 
 /// A case that cannot be.
@@ -119,6 +141,29 @@ impl Case {
         })
     }
 
+    /// The case with something otherwise.
+    ///
+    /// # Errors
+    /// As [`shape`](Self::shape), of the case as it is and as it is to be.
+    pub fn with(self, overrides: &Overrides) -> Result<Self, CaseError> {
+        let instruction = self.shape()?.instruction_tokens;
+        let mut case = Self {
+            cameras: overrides.cameras.unwrap_or(self.cameras),
+            frame: overrides.frame.unwrap_or(self.frame),
+            horizon: overrides.horizon.unwrap_or(self.horizon),
+            steps: overrides.steps.or(self.steps),
+            batch: overrides.batch.unwrap_or(self.batch),
+            // For the moment one that fits any images; the next lines give it its own.
+            prompt_tokens: MAX_PROMPT_TOKENS,
+            ..self
+        };
+        let widest = case.shape()?;
+        let without = MAX_PROMPT_TOKENS - widest.instruction_tokens;
+        case.prompt_tokens = overrides.prompt_tokens.unwrap_or(without + instruction);
+        case.shape()?;
+        Ok(case)
+    }
+
     /// What its frames and its prompt become.
     ///
     /// # Errors
@@ -130,9 +175,11 @@ impl Case {
             expected,
             found,
         };
-        for (what, found, most) in
-            [("cameras", self.cameras, MAX_CAMERAS), ("batch", self.batch, MAX_BATCH)]
-        {
+        for (what, found, most) in [
+            ("cameras", self.cameras, MAX_CAMERAS),
+            ("batch", self.batch, MAX_BATCH),
+            ("horizon", self.horizon, MAX_HORIZON),
+        ] {
             if !(1..=most).contains(&found) {
                 return Err(bounds(what, format!("1 to {most}"), found));
             }
@@ -143,7 +190,7 @@ impl Case {
             .map_err(|error| CaseError::Frame { case: self.name.clone(), error })?;
         let image_tokens = image_tokens(image.0, image.1);
         let least = FRAME_TOKENS + self.cameras * (image_tokens + IMAGE_FRAME_TOKENS);
-        let most = crate::processor::text::MAX_PROMPT_TOKENS;
+        let most = MAX_PROMPT_TOKENS;
         if !(least..=most).contains(&self.prompt_tokens) {
             let expected = format!("{least} (template and images) to {most}");
             return Err(bounds("prompt tokens", expected, self.prompt_tokens));
@@ -183,6 +230,20 @@ mod tests {
         assert_eq!(of(&shapes[0]), ((252, 252), 81, 18));
         assert_eq!(of(&shapes[1]), ((336, 252), 108, 4));
         assert_eq!(of(&shapes[2]), ((280, 252), 90, 16));
+    }
+
+    #[test]
+    fn with_other_cameras_the_instruction_keeps_its_length_unless_the_prompts_is_given() {
+        let [one, ..] = Case::standard();
+        let three = Overrides { cameras: Some(3), frame: Some((640, 480)), ..Overrides::default() };
+        let case = one.clone().with(&three).unwrap();
+        assert_eq!(case.prompt_tokens, 16 + 18 + 3 * (108 + 7));
+        assert_eq!(case.shape().unwrap().instruction_tokens, 18);
+        let given = Overrides { prompt_tokens: Some(500), ..three };
+        assert_eq!(one.clone().with(&given).unwrap().prompt_tokens, 500);
+        assert_eq!(one.clone().with(&Overrides::default()).unwrap(), one);
+        let long = Overrides { horizon: Some(1025), ..Overrides::default() };
+        assert!(one.with(&long).unwrap_err().to_string().contains("horizon: expected 1 to 1024"));
     }
 
     #[test]

@@ -63,7 +63,8 @@ impl Chain {
         let prompt = PromptTokenizer::of_one_prompt(NAME, true, &images, prompt);
         // The paths are for messages only: both documents are made here.
         let bytes = |document: Value| document.to_string().into_bytes();
-        let config = ProcessorConfig::parse(Path::new("processor_config.json"), &bytes(settings(model, case)))?;
+        let config =
+            ProcessorConfig::parse(Path::new("processor_config.json"), &bytes(settings(model, case)))?;
         let statistics = Statistics::parse(Path::new("statistics.json"), &bytes(statistics(case)))?;
         let processor = Processor::assemble(&config, &statistics, NAME, 0, prompt)?;
         let noise_shape = (case.horizon, model.max_action_dim);

@@ -30,7 +30,11 @@ impl Question {
         let chosen = visible.split(',').nth(ordinal).map(str::trim).filter(|id| !id.is_empty());
         let id = chosen.map_or_else(|| ordinal.to_string(), str::to_owned);
         let child = Command::new("nvidia-smi")
-            .args([format!("--query-gpu={QUERY}"), "--format=csv,noheader,nounits".into(), format!("--id={id}")])
+            .args([
+                format!("--query-gpu={QUERY}"),
+                "--format=csv,noheader,nounits".into(),
+                format!("--id={id}"),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -109,7 +113,8 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_field_by_field() {
-        let gpu = parse("NVIDIA H100 80GB HBM3, 580.65.06, 9.0, 81559, 1980, 2619, P0, 412.36, 700.00, 41").unwrap();
+        let gpu = parse("NVIDIA H100 80GB HBM3, 580.65.06, 9.0, 81559, 1980, 2619, P0, 412.36, 700.00, 41")
+            .unwrap();
         assert_eq!((gpu.name.as_str(), gpu.driver.as_str()), ("NVIDIA H100 80GB HBM3", "580.65.06"));
         assert_eq!((gpu.sm_mhz, gpu.memory_mhz, gpu.power_draw_w), (Some(1980), Some(2619), Some(412)));
         assert_eq!(state(&gpu), "SM 1980 MHz, memory 2619 MHz, P0, 412 W, 41 degrees");
@@ -117,7 +122,8 @@ mod tests {
 
     #[test]
     fn what_a_jetson_does_not_tell_stays_empty() {
-        let gpu = parse("Orin (nvgpu), 540.4.0, 8.7, [N/A], [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]").unwrap();
+        let gpu =
+            parse("Orin (nvgpu), 540.4.0, 8.7, [N/A], [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]").unwrap();
         assert_eq!((gpu.memory_bytes, gpu.sm_mhz, gpu.power_state.as_str()), (None, None, ""));
         assert_eq!(state(&gpu), "");
         assert_eq!(parse(""), None);

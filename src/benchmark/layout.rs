@@ -31,7 +31,7 @@ const ZERO: i64 = 15;
 const WORDS: i64 = 151_643;
 
 /// Tokens before the instruction.
-const BEFORE_INSTRUCTION: usize = 14;
+pub const BEFORE_INSTRUCTION: usize = 14;
 /// Tokens before the first image token besides the instruction: the images' tags come after it.
 pub const PREFIX_TOKENS: usize = BEFORE_INSTRUCTION + 6;
 /// Tokens of a prompt besides instruction and images: 14 before the instruction, 2 after the last image.

@@ -10,10 +10,10 @@ use super::{
     model_sizes::{KnownModel, ModelSizes},
 };
 use crate::{
-    checkpoint::{Checkpoint, CheckpointError, ModelConfig, OpenOptions},
+    checkpoint::{Checkpoint, ModelConfig, OpenOptions},
     engine::EngineChoice,
     evaluation::CheckpointIdentity,
-    model::{ModelError, network::Network, random::RandomWeights},
+    model::{ModelError, network::Network, policy::PolicyError, random::RandomWeights},
     processor::ProcessorError,
 };
 
@@ -35,7 +35,9 @@ pub enum ModeError {
     #[error("expected the folder of engine_builder's engines, found none; give --engines DIR")]
     NoEngines,
     /// The checkpoint's engines have another horizon than the case.
-    #[error("expected a case of horizon {engine}, which the checkpoint's engines are built for, found {case}")]
+    #[error(
+        "expected a case of horizon {engine}, which the checkpoint's engines are built for, found {case}"
+    )]
     Horizon {
         /// The checkpoint's.
         engine: usize,
@@ -81,11 +83,12 @@ impl Candidate {
     ///
     /// # Errors
     /// What is wrong with it, or no such embodiment.
-    pub fn open(options: CheckpointOptions) -> Result<Self, ProcessorError> {
+    pub fn open(options: CheckpointOptions) -> Result<Self, PolicyError> {
         let CheckpointOptions { checkpoint: path, eagle_config, embodiment: tag, engines } = options;
         let open = OpenOptions { eagle_config, ..OpenOptions::default() };
-        let checkpoint = Checkpoint::open(&path, &open).map_err(SideFileOrCheckpoint::from)?;
-        let embodiment = checkpoint.embodiments.index(&tag, checkpoint.config.max_num_embodiments)?;
+        let checkpoint = Checkpoint::open(&path, &open)?;
+        let rows = checkpoint.config.max_num_embodiments;
+        let embodiment = checkpoint.embodiments.index(&tag, rows).map_err(ProcessorError::from)?;
         let sizes = ModelSizes { model: checkpoint.config.clone(), eagle: checkpoint.eagle.clone() };
         let source = Source::Checkpoint { checkpoint: Arc::new(checkpoint), tag, embodiment, engines };
         Ok(Self { sizes, source })
@@ -105,7 +108,11 @@ impl Candidate {
                 ..CheckpointIdentity::default()
             },
             Source::Checkpoint { checkpoint, tag, .. } => CheckpointIdentity {
-                name: checkpoint.dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+                name: checkpoint
+                    .dir
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned())
+                    .unwrap_or_default(),
                 path: checkpoint.dir.display().to_string(),
                 embodiment: tag.clone(),
                 ..CheckpointIdentity::default()

@@ -26,7 +26,11 @@ pub struct Published {
     pub hz: f64,
 }
 
-const fn row(device: &'static str, mode: &'static str, [data_processing, backbone, action_head, end_to_end, hz]: [f64; 5]) -> Published {
+const fn row(
+    device: &'static str,
+    mode: &'static str,
+    [data_processing, backbone, action_head, end_to_end, hz]: [f64; 5],
+) -> Published {
     Published { device, mode, data_processing, backbone, action_head, end_to_end, hz }
 }
 

@@ -91,8 +91,10 @@ fn latencies(run: &Run, with_published: bool) -> Option<Table> {
     let mut rows = Vec::new();
     for mode in run.modes.iter().filter(|mode| !mode.latencies.is_empty()) {
         for (name, pick) in figures {
-            let latency = |component: Component| Cell::figure(mode.latency(&component).map(pick), number::milliseconds);
-            let hz = mode.latency(&Component::EndToEnd).map(pick).filter(|&ms| ms > 0.0).map(|ms| 1000.0 / ms);
+            let latency =
+                |component: Component| Cell::figure(mode.latency(&component).map(pick), number::milliseconds);
+            let hz =
+                mode.latency(&Component::EndToEnd).map(pick).filter(|&ms| ms > 0.0).map(|ms| 1000.0 / ms);
             let mut row = vec![text(&mode.name), text(name)];
             row.extend(COLUMNS.map(latency));
             row.push(Cell::figure(hz, number::rate));
@@ -109,7 +111,13 @@ fn latencies(run: &Run, with_published: bool) -> Option<Table> {
         rows.extend(published::rows_for(gpu).iter().map(|row| {
             let figure = |value| Cell::Figure(value, number::milliseconds);
             let mut cells = vec![text(&format!("{}, {}", row.device, row.mode)), text("published")];
-            cells.extend([figure(row.data_processing), Cell::None, Cell::None, figure(row.backbone), Cell::None]);
+            cells.extend([
+                figure(row.data_processing),
+                Cell::None,
+                Cell::None,
+                figure(row.backbone),
+                Cell::None,
+            ]);
             cells.extend([figure(row.action_head), figure(row.end_to_end)]);
             cells.extend([Cell::Figure(row.hz, number::rate), Cell::None]);
             cells
@@ -215,6 +223,11 @@ pub fn paper(title: &str, tables: &[FloorTable]) -> String {
     out + &draw(&table)
 }
 
+/// Measured medians beside the floors, as lines.
+pub fn beside_floors(result: &CaseResult) -> String {
+    floors(result).map(|table| draw(&table) + "\n").unwrap_or_default()
+}
+
 /// Measured medians beside the floors of the way that every mode takes.
 fn floors(result: &CaseResult) -> Option<Table> {
     let table = result.floors.iter().find(|table| table.path == Path::Precomputed)?;
@@ -258,7 +271,8 @@ fn ablation(results: &[AblationResult]) -> Option<Table> {
     if results.is_empty() {
         return None;
     }
-    let median = |summary: &Option<LatencySummary>| Cell::figure(summary.map(|s| s.median), number::milliseconds);
+    let median =
+        |summary: &Option<LatencySummary>| Cell::figure(summary.map(|s| s.median), number::milliseconds);
     let row = |result: &AblationResult| {
         let gain = match &result.failure {
             Some(reason) => Cell::Text(reason.clone()),

@@ -100,7 +100,9 @@ pub enum BenchmarkFileError {
         error: serde_json::Error,
     },
     /// From a later version.
-    #[error("{path}: expected schema {SCHEMA} or lower, found {found}; read it with the version that wrote it")]
+    #[error(
+        "{path}: expected schema {SCHEMA} or lower, found {found}; read it with the version that wrote it"
+    )]
     Schema {
         /// The file.
         path: String,
@@ -124,7 +126,10 @@ impl Benchmark {
     pub fn violations(&self, gate: &Gate) -> Vec<String> {
         let of_case = |result: &CaseResult| {
             let violations = gate.violations(&result.run);
-            violations.iter().map(|violation| format!("{}: {violation}", result.case.name)).collect::<Vec<_>>()
+            violations
+                .iter()
+                .map(|violation| format!("{}: {violation}", result.case.name))
+                .collect::<Vec<_>>()
         };
         self.cases.iter().flat_map(of_case).collect()
     }
@@ -193,7 +198,7 @@ mod tests {
     fn another_file_is_refused_with_the_reason() {
         assert!(saved("{}").contains("expected schema 1 or lower, found 0"));
         assert!(saved(r#"{"schema": 2}"#).contains("found 2"));
-        assert!(saved("[]").contains("bench --json"));
+        assert!(saved("7").contains("bench --json"));
         assert!(Benchmark::load(Path::new("no/such/file")).unwrap_err().to_string().contains("no/such/file"));
     }
 }

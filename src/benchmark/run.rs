@@ -12,7 +12,7 @@ use tch::Device;
 
 use super::{
     ablation,
-    cases::{Case, CaseError, Shape},
+    cases::{Case, CaseError},
     chain::Chain,
     events::DeviceTimer,
     gpu,
@@ -106,7 +106,10 @@ pub fn run_case(
     let bench = Bench { candidate, case, settings, chain: &chain, interrupt };
     let mut builder = RunBuilder::new(
         bench.head(),
-        settings.modes.iter().map(|mode| ModeIdentity { name: mode.name().to_owned(), ..ModeIdentity::default() }),
+        settings
+            .modes
+            .iter()
+            .map(|mode| ModeIdentity { name: mode.name().to_owned(), ..ModeIdentity::default() }),
     );
     said(&format!("{}: f32, which the others are held against", case.name));
     let reference = match bench.reference() {
@@ -122,7 +125,8 @@ pub fn run_case(
         let mut measurement = ModeMeasurement::new(mode.name());
         let mut about = About::default();
         let outcome = bench.measure(mode, reference.as_ref(), &mut measurement, &mut about);
-        let result = TrajectoryResult { name: case.name.clone(), measurements: vec![measurement], plot: None };
+        let result =
+            TrajectoryResult { name: case.name.clone(), measurements: vec![measurement], plot: None };
         builder.add(result)?;
         if let Err(failure) = outcome {
             builder.fail(mode.name(), failure.to_string());
@@ -269,7 +273,8 @@ impl Bench<'_> {
         let inputs = self.chain.prepare(set)?;
         let data_processing = start.elapsed();
         timer.start();
-        let (actions, stages) = network.run(&inputs, self.chain.noise(set)?.view(), None, &mut Probe::off())?;
+        let (actions, stages) =
+            network.run(&inputs, self.chain.noise(set)?.view(), None, &mut Probe::off())?;
         timer.stop();
         std::hint::black_box(self.chain.decode(set, &actions)?);
         let end_to_end = start.elapsed();

@@ -32,7 +32,12 @@ pub const BAG_PARAMETERS: &str = "policy.yaml";
 /// first mode is the reference for the others. Also takes --ros-args with parameters replay.NAME, where NAME is that of an
 /// option here (replay.modes, replay.bag, ...), and all parameters of policy_node.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "benchmark_replay", version)]
+#[command(
+    name = "benchmark_replay",
+    version,
+    after_help = "benchmark_replay bench --help: all modes on random inputs, without recording or checkpoint\n\
+                  benchmark_replay roofline --help: the least time that bytes and FLOPs allow"
+)]
 pub struct Command {
     /// A rosbag2 folder, .mcap or .db3 file; may be given several times
     #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "dataset")]

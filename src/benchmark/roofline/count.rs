@@ -169,9 +169,8 @@ impl<'a> Counter<'a> {
     fn vision(&self) -> Work {
         let config = &self.eagle.vision;
         let rows = self.images * self.patches;
-        let tower = self.linears(rows, |name| {
-            name.starts_with(VISION) && !name.ends_with("position_embedding.weight")
-        });
+        let tower = self
+            .linears(rows, |name| name.starts_with(VISION) && !name.ends_with("position_embedding.weight"));
         let unshuffle = (self.eagle.unshuffle_factor() as f64).powi(2);
         let connector = self.linears(rows / unshuffle, |name| name.starts_with(CONNECTOR));
         let layers = config.num_hidden_layers as f64;
@@ -230,7 +229,9 @@ impl<'a> Counter<'a> {
     fn step(&self, path: Path) -> Work {
         let rows = self.batch * self.sequence;
         let width = self.model.input_embedding_dim as f64;
-        let own = |block: usize| BlockContext::of(block, self.model.attend_text_every_n_blocks) == BlockContext::Own;
+        let own = |block: usize| {
+            BlockContext::of(block, self.model.attend_text_every_n_blocks) == BlockContext::Own
+        };
         let blocks = self.linears(rows, |name| {
             let Some((block, part)) = name.strip_prefix(BLOCKS).and_then(|rest| rest.split_once('.')) else {
                 return name.starts_with("action_head.model.proj_out_2.");
@@ -243,7 +244,8 @@ impl<'a> Counter<'a> {
             .map(|block| attention(rows, self.keys_of(block, path).unwrap_or(self.sequence), width))
             .sum();
         let decoder = self.linears(rows, |name| name.starts_with("action_head.action_decoder."));
-        let encoder = self.linears(self.batch * self.horizon, |name| name.starts_with("action_head.action_encoder."));
+        let encoder =
+            self.linears(self.batch * self.horizon, |name| name.starts_with("action_head.action_encoder."));
         let known_before = if path == Path::Naive {
             self.cross_keys(path) + self.linears(self.batch, is_of_time)
         } else {
