@@ -14,6 +14,7 @@
 //! | [`engine`] | TensorRT engines as files: provenance, checks at load, statistics for INT8 | nothing |
 //! | `tensorrt` | building and running TensorRT engines | feature `tensorrt` |
 //! | `engine_builder` | from checkpoint to verified engine | `engine`, `onnx`, `tensorrt`, `model` |
+//! | [`execution`] | the ways to execute the network, by name | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
@@ -32,6 +33,7 @@ pub mod engine;
 #[cfg(all(feature = "torch", feature = "tensorrt"))]
 pub mod engine_builder;
 pub mod evaluation;
+pub mod execution;
 pub mod memory;
 pub mod motion;
 pub mod node;

@@ -32,6 +32,16 @@ pub trait DitEngine: Send {
     /// Fixes the timestep bucket of each denoising step and computes what depends on it alone.
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError>;
 
+    /// Tensors that depend on the timesteps alone: see [`VelocityEngine::retained`](super::velocity::VelocityEngine::retained).
+    fn retained(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    /// Whether a step may be captured: see [`VelocityEngine::capturable`](super::velocity::VelocityEngine::capturable).
+    fn capturable(&self) -> bool {
+        false
+    }
+
     /// Takes the context (B, S, D) of a tick, tokens sorted by `layout`.
     fn condition(
         &mut self,
@@ -266,6 +276,16 @@ impl DitEngine for TorchDit {
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError> {
         self.steps = timesteps.iter().map(|&t| self.constants(t)).collect::<Result<_, _>>()?;
         Ok(())
+    }
+
+    fn retained(&self) -> Vec<Tensor> {
+        let modulations = self.steps.iter().flat_map(|step| step.blocks.iter().chain([&step.output]));
+        let tensors = modulations.flat_map(|modulation| [&modulation.one_plus_scale, &modulation.shift]);
+        tensors.map(Tensor::shallow_clone).collect()
+    }
+
+    fn capturable(&self) -> bool {
+        true
     }
 
     fn condition(

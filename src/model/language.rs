@@ -6,7 +6,7 @@ use super::{
     ModelError,
     layers::{Linear, Loader, RmsNorm, backbone_attention, merge_heads},
     probe::Probe,
-    tokens::TokenLayout,
+    tokens::{TokenLayout, duplicate},
 };
 use crate::checkpoint::{EagleConfig, TextConfig};
 
@@ -59,6 +59,32 @@ impl SequenceContext {
             sin: sin.f_to_kind(kind)?.f_to_device(device)?,
             mask: layout.causal_mask()?,
             keep,
+        })
+    }
+
+    /// Takes over the padding of a context for a layout of the same shape; no tensor moves.
+    ///
+    /// # Errors
+    /// A context for a layout of another shape.
+    pub fn refill(&mut self, other: &Self) -> Result<(), ModelError> {
+        for (own, other) in [(&mut self.mask, &other.mask), (&mut self.keep, &other.keep)] {
+            if let (Some(own), Some(other)) = (own, other) {
+                own.f_copy_(other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same in memory of its own.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn deep_copy(&self) -> Result<Self, ModelError> {
+        Ok(Self {
+            cos: duplicate(&self.cos)?,
+            sin: duplicate(&self.sin)?,
+            mask: self.mask.as_ref().map(duplicate).transpose()?,
+            keep: self.keep.as_ref().map(duplicate).transpose()?,
         })
     }
 

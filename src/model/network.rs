@@ -10,15 +10,18 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
-    action_head::ActionHead,
+    action_head::{ActionHead, Pull},
     backbone::Backbone,
+    device::synchronize,
     dit::TorchDit,
     layers::{Loader, WeightSource},
     probe::Probe,
+    tick::{Parts, TickInputs, captured::Split, runner::TickRunner},
 };
 use crate::{
     checkpoint::{Checkpoint, EagleConfig, ModelConfig},
     engine::EngineChoice,
+    execution::ExecutionMode,
     processor::{ModelInputs, guidance::Guidance},
 };
 
@@ -35,6 +38,10 @@ pub struct StageTimes {
 
 /// Backbone and action head of one embodiment.
 pub struct Network {
+    /// First, so that captured graphs are dropped before the weights that they read.
+    runner: Option<TickRunner>,
+    /// The mode in force, never `Auto`, and why it is that one, where it was chosen for the caller.
+    mode: (ExecutionMode, Option<String>),
     backbone: Backbone,
     head: ActionHead,
     default_steps: usize,
@@ -91,7 +98,79 @@ impl Network {
     ) -> Result<Self, ModelError> {
         let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
         let default_steps = head.steps();
-        Ok(Self { backbone, head, default_steps, device: root.device(), kind: root.kind() })
+        let mode = (ExecutionMode::Eager, None);
+        let (device, kind) = (root.device(), root.kind());
+        Ok(Self { runner: None, mode, backbone, head, default_steps, device, kind })
+    }
+
+    /// Chooses how the network is executed; a new one is eager. What was captured before is let go.
+    ///
+    /// # Errors
+    /// The mode cannot be had here. `Auto` always can.
+    pub fn set_mode(&mut self, mode: ExecutionMode) -> Result<(), ModelError> {
+        self.set_mode_split(mode, Split::default())
+    }
+
+    /// [`set_mode`](Self::set_mode), with a say in which stages become one graph.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_mode_split(&mut self, mode: ExecutionMode, split: Split) -> Result<(), ModelError> {
+        let (runner, mode) = match mode {
+            ExecutionMode::Eager => (None, (mode, None)),
+            ExecutionMode::Graph => (Some(self.capturing(split)?), (mode, None)),
+            ExecutionMode::GraphFused => {
+                return Err(ModelError::Input {
+                    what: "execution mode",
+                    expected: "auto, eager or graph".to_owned(),
+                    found: format!("{mode}, whose kernels this program does not have"),
+                });
+            }
+            ExecutionMode::Auto => match self.capturing(split) {
+                Ok(runner) => {
+                    let why = "the fastest that works on this GPU".to_owned();
+                    (Some(runner), (ExecutionMode::Graph, Some(why)))
+                }
+                Err(error) => (None, (ExecutionMode::Eager, Some(error.to_string()))),
+            },
+        };
+        (self.runner, self.mode) = (runner, mode);
+        tracing::info!("the network runs in {}", self.mode_text());
+        // Weights were uploaded on another stream than the one that is used from now on, or the other way round.
+        synchronize(self.device);
+        Ok(())
+    }
+
+    fn capturing(&self, split: Split) -> Result<TickRunner, ModelError> {
+        match self.device {
+            Device::Cuda(device) => TickRunner::capturing(device, split),
+            device => Err(ModelError::Device {
+                requested: format!("{device:?}"),
+                reason: "CUDA graphs need an NVIDIA GPU".to_owned(),
+            }),
+        }
+    }
+
+    /// The mode in force: one that can be executed, never `auto`.
+    pub fn mode(&self) -> ExecutionMode {
+        self.mode.0
+    }
+
+    fn mode_text(&self) -> String {
+        match &self.mode {
+            (mode, Some(why)) => format!("mode {mode} (auto: {why})"),
+            (mode, None) => format!("mode {mode}"),
+        }
+    }
+
+    /// Where ticks run that were captured; None in mode `eager`.
+    pub fn runner(&self) -> Option<&TickRunner> {
+        self.runner.as_ref()
+    }
+
+    /// Backbone and action head at once.
+    pub fn parts(&mut self) -> Parts<'_> {
+        Parts { backbone: &mut self.backbone, head: &mut self.head }
     }
 
     /// The backbone.
@@ -114,14 +193,21 @@ impl Network {
         self.kind
     }
 
-    /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
+    /// Where and how the network runs, e.g. `Cpu Float, mode eager, DiT: libtorch Float on Cpu`.
     pub fn identity(&self) -> String {
-        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.engine().identity())
+        let engine = self.head.engine().identity();
+        format!("{:?} {:?}, {}, DiT: {engine}", self.device, self.kind, self.mode_text())
     }
 
     /// What runs the backbone and what runs the DiT, for people.
     pub fn identities(&self) -> (String, String) {
-        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.engine().identity())
+        let graphs = match self.mode.0 {
+            ExecutionMode::Eager => "",
+            _ => " as CUDA graphs",
+        };
+        let backbone = format!("libtorch {:?} on {:?}{graphs}", self.kind, self.device);
+        let captured = if self.head.engine().capturable() { graphs } else { "" };
+        (backbone, format!("{}{captured}", self.head.engine().identity()))
     }
 
     /// Denoising steps in force.
@@ -139,7 +225,12 @@ impl Network {
     /// # Errors
     /// More steps than the model has timesteps, or none.
     pub fn set_denoising_steps(&mut self, steps: usize) -> Result<(), ModelError> {
-        self.head.set_steps(steps)
+        self.head.set_steps(steps)?;
+        if self.runner.is_some() {
+            // What the steps' constants were computed on is not the stream that reads them.
+            synchronize(self.device);
+        }
+        Ok(())
     }
 
     /// Rows and columns of the noise: (action horizon, max action dim).
@@ -159,6 +250,17 @@ impl Network {
         guidance: Option<&Guidance>,
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, StageTimes), ModelError> {
+        // All of the network's work is on one stream, whether captured or not.
+        let _entered = self.runner.as_ref().map(TickRunner::enter).transpose()?;
+        if let Some(runner) = &mut self.runner
+            && !probe.is_on()
+        {
+            let parts = &mut Parts { backbone: &mut self.backbone, head: &mut self.head };
+            if let Some(guidance) = guidance {
+                Pull::check(guidance, parts.head.noise_shape())?;
+            }
+            return runner.run(&TickInputs { model: inputs, noise, guidance }, parts);
+        }
         let start = Instant::now();
         let backbone = &mut self.backbone;
         let features = backbone.forward(
@@ -204,7 +306,7 @@ fn engine_head(
 }
 
 /// Refuses a chunk with NaN or infinity and says whether the backbone's features have them already.
-fn refuse_non_finite(actions: &Array3<f32>, features: &Tensor) -> Result<(), ModelError> {
+pub(super) fn refuse_non_finite(actions: &Array3<f32>, features: &Tensor) -> Result<(), ModelError> {
     let bad = actions.iter().filter(|v| !v.is_finite()).count() as i64;
     if bad == 0 {
         return Ok(());

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, OpenOptions},
     engine::EngineChoice,
+    execution::ExecutionMode,
     observation::Observation,
     processor::{
         ModelInputs, NamedActions, Processor, ProcessorError,
@@ -50,6 +51,8 @@ pub struct PolicyOptions {
     pub denoising_steps: Option<usize>,
     /// The TensorRT engine that denoises; None is libtorch.
     pub engine: Option<EngineChoice>,
+    /// How the network is executed.
+    pub mode: ExecutionMode,
 }
 
 /// Why there is no policy, or no prediction.
@@ -181,6 +184,7 @@ impl Policy {
         if let Some(steps) = options.denoising_steps {
             network.set_denoising_steps(steps)?;
         }
+        network.set_mode(options.mode)?;
         Ok(Self { processor, network })
     }
 
@@ -204,7 +208,7 @@ impl Policy {
         self.network.head()
     }
 
-    /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
+    /// Where and how the network runs, e.g. `Cpu Float, mode eager, DiT: libtorch Float on Cpu`.
     pub fn identity(&self) -> String {
         self.network.identity()
     }

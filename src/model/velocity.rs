@@ -23,6 +23,18 @@ pub trait VelocityEngine: Send {
     /// Fixes the timestep bucket of each denoising step and computes what depends on it alone.
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError>;
 
+    /// Tensors that depend on the timesteps alone. Whoever captured a step keeps them, since the graph holds their addresses
+    /// and the engine makes others when the timesteps change.
+    fn retained(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    /// Whether [`condition`](Self::condition) and [`velocity`](Self::velocity) may be captured as parts of a CUDA graph: they
+    /// queue work of fixed shape on libtorch's current stream, and neither wait for it nor read the host's memory.
+    fn capturable(&self) -> bool {
+        false
+    }
+
     /// Takes the context (B, S, D) of a tick, after its norm, tokens sorted by `layout`.
     fn condition(
         &mut self,
@@ -87,6 +99,16 @@ impl VelocityEngine for LayeredVelocity {
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError> {
         self.action_encoder.set_timesteps(timesteps)?;
         self.dit.set_timesteps(timesteps)
+    }
+
+    fn retained(&self) -> Vec<Tensor> {
+        let mut retained = self.dit.retained();
+        retained.extend(self.action_encoder.retained());
+        retained
+    }
+
+    fn capturable(&self) -> bool {
+        self.dit.capturable()
     }
 
     fn condition(

@@ -216,10 +216,15 @@ impl VisionTower {
         Ok(positions)
     }
 
+    /// Position embeddings for frames of `height` x `width` pixels.
+    pub fn positions_of(&mut self, height: i64, width: i64) -> Result<Tensor, ModelError> {
+        self.positions(height / self.patch, width / self.patch)
+    }
+
     /// Patch embedding plus position embedding of values (N, H, W, 3): (N, P, D).
     pub fn embed(&mut self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let size = pixels.size();
-        let positions = self.positions(size[1] / self.patch, size[2] / self.patch)?;
+        let positions = self.positions_of(size[1], size[2])?;
         let patches = patchify(pixels, self.patch)?;
         Ok(self.patch_embedding.forward(&patches)?.f_add(&positions)?)
     }

@@ -13,6 +13,7 @@ use super::{mode::Mode, predictions::PredictionNames, runner::ReplayOptions, sou
 use crate::{
     checkpoint::{Checkpoint, OpenOptions},
     evaluation::{ActionGroup, Dimension, Gate},
+    execution::ExecutionMode,
     model::policy::PolicyOptions,
     node::{arguments::RosArguments, config::NodeConfig, policy_options::policy_options, tool_command::Tool},
     processor::Processor,
@@ -63,7 +64,7 @@ pub struct Command {
     /// auto, cpu, cuda or cuda:N
     #[arg(long)]
     pub device: Option<String>,
-    /// What runs the network, the reference first: torch, torch-f32, torch-bf16, tensorrt-fp32, tensorrt-fp16,
+    /// What runs the network, the reference first: torch, torch-graph, torch-f32, torch-bf16, tensorrt-fp32, tensorrt-fp16,
     /// tensorrt-bf16, tensorrt-int8
     #[arg(long, value_delimiter = ',', default_value = "torch", value_name = "MODE,..")]
     pub modes: Vec<Mode>,
@@ -231,6 +232,8 @@ impl Command {
                 kind: None,
                 denoising_steps: self.denoising_steps,
                 engine: None,
+                // Each mode of the replay has its own.
+                mode: ExecutionMode::Eager,
             }
         } else {
             policy_options(&self.node_config(arguments, node)?)
