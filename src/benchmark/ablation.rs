@@ -16,11 +16,13 @@ use super::{
 };
 use crate::{
     evaluation::LatencySamples,
+    execution::ExecutionMode,
     model::{
         ModelError,
         device::synchronize,
         network::{Network, to_tensor},
         probe::Probe,
+        tick::captured::Split,
     },
     processor::{ModelInputs, ProcessorError},
 };
@@ -38,12 +40,14 @@ pub struct Switch {
 enum How {
     /// Two modes that differ in this alone, timed from inputs to actions.
     Modes { off: Mode, on: Mode },
+    /// The captured tick with one graph per stage, or with one for all.
+    Split,
     /// Two ways of using the plain bf16 network: one pass of work with the switch on or off.
     Plain(fn(&mut Pass, bool) -> Result<Duration, Failure>),
 }
 
 /// All switches.
-pub const SWITCHES: [Switch; 6] = [
+pub const SWITCHES: [Switch; 7] = [
     Switch { name: "all cameras in one batch", part: "vision", how: How::Plain(batched_cameras) },
     Switch { name: "prompt layout kept", part: "vision and language", how: How::Plain(kept_layout) },
     Switch { name: "cross K/V once per tick", part: "denoising", how: How::Plain(cross_keys) },
@@ -53,6 +57,7 @@ pub const SWITCHES: [Switch; 6] = [
         how: How::Modes { off: Mode::F32, on: Mode::Eager },
     },
     Switch { name: "CUDA graphs", part: "network", how: How::Modes { off: Mode::Eager, on: Mode::Graph } },
+    Switch { name: "one graph in place of three", part: "network", how: How::Split },
     Switch {
         name: "fused kernels",
         part: "network",
@@ -120,6 +125,12 @@ impl Stage<'_> {
                 let off = self.time_mode(*off)?;
                 Ok((self.time_mode(*on)?, off))
             }
+            How::Split => {
+                let off = self.time_mode(Mode::Graph)?;
+                let mut network = self.candidate.network(Mode::Graph, self.case, self.settings.device)?;
+                network.set_mode_split(ExecutionMode::Graph, Split::Whole)?;
+                Ok((self.time_network(&mut network)?, off))
+            }
             How::Plain(pass) => {
                 let mut network = self.candidate.network(Mode::Eager, self.case, self.settings.device)?;
                 let on = self.time(&mut network, |own| pass(own, true))?;
@@ -131,7 +142,11 @@ impl Stage<'_> {
 
     fn time_mode(&self, mode: Mode) -> Result<LatencySamples, Failure> {
         let mut network = self.candidate.network(mode, self.case, self.settings.device)?;
-        self.time(&mut network, |pass| {
+        self.time_network(&mut network)
+    }
+
+    fn time_network(&self, network: &mut Network) -> Result<LatencySamples, Failure> {
+        self.time(network, |pass| {
             let noise = pass.chain.noise(pass.set)?;
             let start = Instant::now();
             pass.network.run(&pass.inputs, noise.view(), None, &mut Probe::off())?;

@@ -11,6 +11,7 @@
 //! | [`result`] | what was measured, as a file |
 //! | `chain` | random observations and the real pre-processing over them (feature `torch`) |
 //! | `mode`, `model` | what may run the network, and how it is made (feature `torch`) |
+//! | `device` | events and memory counters (feature `torch`) |
 //! | `run` | the loop (feature `torch`) |
 //! | `ablation` | what each switch brings (feature `torch`) |
 //! | [`report`] | tables |
@@ -18,8 +19,10 @@
 //!
 //! # What is timed
 //!
-//! A tick starts with camera frames in memory and ends with physical actions in memory. All times are wall clock, with the
-//! device waited for at the end of each stage; `device` is the time between two events on the device where those are to be had.
+//! A tick starts with camera frames in memory and ends with physical actions in memory. End to end and data processing are wall
+//! clock, with the device waited for. The stages of an eager mode are wall clock too, the device waited for between them; those of a
+//! captured tick, in which nobody waits, are times between events on the device, and so is the network's time as a whole, which is
+//! kept beside the others in the file. The DiT's own time (all denoising steps) is taken apart, where it can be run apart.
 //! Data processing is the node's own chain on the CPU: resizing, cropping, normalising, and the prompt from the cache that the
 //! node has for an instruction that stays the same. Decoding JPEG is not in it. Every mode starts from the same weights, the same
 //! observations and the same noise, and is held against libtorch in f32 on the same device.
@@ -32,7 +35,7 @@ pub mod chain;
 #[cfg(feature = "torch")]
 pub mod command;
 #[cfg(feature = "torch")]
-mod events;
+mod device;
 pub mod gpu;
 pub mod layout;
 #[cfg(feature = "torch")]

@@ -13,6 +13,7 @@ use crate::{
     checkpoint::{Checkpoint, ModelConfig, OpenOptions},
     engine::EngineChoice,
     evaluation::CheckpointIdentity,
+    execution::ExecutionMode,
     model::{ModelError, network::Network, policy::PolicyError, random::RandomWeights},
     processor::ProcessorError,
 };
@@ -20,14 +21,6 @@ use crate::{
 /// Why a mode is not to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ModeError {
-    /// The mode is not in this program.
-    #[error("this program has no {mode}: {reason}")]
-    NotBuilt {
-        /// The mode.
-        mode: Mode,
-        /// What is missing.
-        reason: &'static str,
-    },
     /// An engine is bound to the files of a checkpoint.
     #[error("engines are built from a checkpoint's files; give --checkpoint in place of --random-weights")]
     RandomWeights,
@@ -128,10 +121,8 @@ impl Candidate {
         let mut network = match mode {
             Mode::F32 => self.libtorch(case, device, Kind::Float)?,
             Mode::Eager => self.libtorch(case, device, Kind::BFloat16)?,
-            Mode::Graph | Mode::GraphFused => {
-                let reason = "the captured tick is not part of it";
-                return Err(ModeError::NotBuilt { mode, reason });
-            }
+            Mode::Graph => self.captured(case, device, ExecutionMode::Graph)?,
+            Mode::GraphFused => self.captured(case, device, ExecutionMode::GraphFused)?,
             Mode::TensorRt(precision) => {
                 let Source::Checkpoint { checkpoint, embodiment, engines, .. } = &self.source else {
                     return Err(ModeError::RandomWeights);
@@ -148,6 +139,12 @@ impl Candidate {
         if let Some(steps) = case.steps {
             network.set_denoising_steps(steps)?;
         }
+        Ok(network)
+    }
+
+    fn captured(&self, case: &Case, device: Device, mode: ExecutionMode) -> Result<Network, ModelError> {
+        let mut network = self.libtorch(case, device, Kind::BFloat16)?;
+        network.set_mode(mode)?;
         Ok(network)
     }
 

@@ -53,11 +53,15 @@ pub const TABLE: [Published; 15] = [
     row("Orin", "TensorRT DiT", [6.0, 95.0, 72.0, 173.0, 5.8]),
 ];
 
+/// The table's device that a GPU is, which calls itself so.
+pub fn device(gpu: &str) -> Option<&'static str> {
+    let gpu = gpu.to_lowercase();
+    TABLE.iter().map(|row| row.device).find(|device| gpu.contains(&device.to_lowercase()))
+}
+
 /// The rows for a GPU that calls itself so; those of the H100 where it is none of the table's.
 pub fn rows_for(gpu: &str) -> Vec<Published> {
-    let gpu = gpu.to_lowercase();
-    let device = TABLE.iter().map(|row| row.device).find(|device| gpu.contains(&device.to_lowercase()));
-    let device = device.unwrap_or("H100");
+    let device = device(gpu).unwrap_or("H100");
     TABLE.into_iter().filter(|row| row.device == device).collect()
 }
 

@@ -3,7 +3,7 @@
 use super::{
     published,
     result::{AblationResult, Benchmark, CaseResult},
-    roofline::{FloorTable, Path},
+    roofline::{Floor, FloorTable, Path},
 };
 use crate::evaluation::{
     Component, LatencySummary, ModeResult, Run,
@@ -71,17 +71,48 @@ fn case(result: &CaseResult) -> String {
         mode.notes.iter().for_each(|note| line(format!("   {note}")));
     }
     let is_published = case.name == published::CASE;
-    let tables = [latencies(run, is_published), accuracy(run), floors(result), ablation(&result.ablation)];
-    for table in tables.into_iter().flatten() {
-        out.push('\n');
-        out.push_str(&draw(&table));
-    }
+    let mut table = |table: Option<Table>| {
+        if let Some(table) = table {
+            out.push('\n');
+            out.push_str(&draw(&table));
+        }
+    };
+    table(latencies(run, is_published));
+    table(accuracy(run));
+    table(floors(result));
+    table(ablation(&result.ablation));
     if is_published {
-        let source = format!("Rows \"published\": {}. Not measured here.", published::SOURCE);
-        out.push_str(&wrap(&source));
-        out.push('\n');
+        let rows = published_rows(run);
+        let device = rows.first().map_or("", |row| row.device);
+        let mut lines =
+            vec![format!("Rows \"published\": {device}, {}. Not measured here.", published::SOURCE)];
+        lines.extend(beside_published(run, &rows));
+        lines.iter().for_each(|line| out.push_str(&(wrap(line) + "\n")));
     }
     out
+}
+
+/// The fastest mode beside the published rows, on a device of the published table.
+fn beside_published(run: &Run, rows: &[published::Published]) -> Option<String> {
+    published::device(gpu_name(run))?;
+    let modes = run.modes.iter().filter_map(|mode| Some((mode, mode.latency(&Component::EndToEnd)?.median)));
+    let (mode, ms) = modes.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    let ratios = rows.iter().map(|row| format!("{} {}", row.mode, number::ratio(row.end_to_end / ms)));
+    let ratios: Vec<String> = ratios.collect();
+    Some(format!(
+        "Fastest here: {}, {} ms end to end; published / measured: {}.",
+        number::printable(&mode.name),
+        number::milliseconds(ms),
+        ratios.join(", ")
+    ))
+}
+
+fn gpu_name(run: &Run) -> &str {
+    run.machine.gpus.first().map_or("", |gpu| gpu.name.as_str())
+}
+
+fn published_rows(run: &Run) -> Vec<published::Published> {
+    published::rows_for(gpu_name(run))
 }
 
 /// Median, p90 and p99 per mode, and NVIDIA's figures where they are for this case.
@@ -98,8 +129,6 @@ fn latencies(run: &Run, with_published: bool) -> Option<Table> {
             let mut row = vec![text(&mode.name), text(name)];
             row.extend(COLUMNS.map(latency));
             row.push(Cell::figure(hz, number::rate));
-            let memory = mode.peak_device_bytes.map(|bytes| bytes as f64 / 1e9).filter(|_| name == "median");
-            row.push(Cell::figure(memory, number::milliseconds));
             rows.push(row);
         }
     }
@@ -107,10 +136,9 @@ fn latencies(run: &Run, with_published: bool) -> Option<Table> {
         return None;
     }
     if with_published {
-        let gpu = run.machine.gpus.first().map_or("", |gpu| gpu.name.as_str());
-        rows.extend(published::rows_for(gpu).iter().map(|row| {
+        rows.extend(published_rows(run).iter().map(|row| {
             let figure = |value| Cell::Figure(value, number::milliseconds);
-            let mut cells = vec![text(&format!("{}, {}", row.device, row.mode)), text("published")];
+            let mut cells = vec![text(row.mode), text("published")];
             cells.extend([
                 figure(row.data_processing),
                 Cell::None,
@@ -119,7 +147,7 @@ fn latencies(run: &Run, with_published: bool) -> Option<Table> {
                 Cell::None,
             ]);
             cells.extend([figure(row.action_head), figure(row.end_to_end)]);
-            cells.extend([Cell::Figure(row.hz, number::rate), Cell::None]);
+            cells.push(Cell::Figure(row.hz, number::rate));
             cells
         }));
     }
@@ -134,7 +162,6 @@ fn latencies(run: &Run, with_published: bool) -> Option<Table> {
         ("action_head_ms", "action\nhead"),
         ("end_to_end_ms", "end to\nend"),
         ("hz", "Hz"),
-        ("peak_gb", "peak\nGB"),
     ];
     Some(Table { name: "latency", title: "Latency, ms", columns: columns(&heads), rows, keys: 1 })
 }
@@ -195,15 +222,20 @@ pub fn paper(title: &str, tables: &[FloorTable]) -> String {
     out.push('\n');
     let mut rows = Vec::new();
     for (i, floor) in first.floors.iter().enumerate() {
+        // Paths on which the part is the same share a row.
+        let mut shared: Vec<(&Floor, Vec<&str>)> = Vec::new();
         for table in tables {
             let Some(own) = table.floors.get(i) else { continue };
-            // What no path changes is said once.
-            if table.path != first.path && own.work == floor.work && own.milliseconds == floor.milliseconds {
-                continue;
+            match shared.iter_mut().find(|(known, _)| known.work == own.work) {
+                Some((_, labels)) => labels.push(table.path.label()),
+                None => shared.push((own, vec![table.path.label()])),
             }
+        }
+        for (own, labels) in shared {
+            let paths = if labels.len() == tables.len() { "all".to_owned() } else { labels.join(", ") };
             rows.push(vec![
                 text(floor.component.label()),
-                text(table.path.label()),
+                Cell::Text(paths),
                 Cell::Figure(own.work.flops / 1e9, number::milliseconds),
                 Cell::Figure(own.work.bytes / 1e9, number::error),
                 text(own.bound.map_or("", |bound| bound.label())),
@@ -289,4 +321,40 @@ fn ablation(results: &[AblationResult]) -> Option<Table> {
     ];
     let rows = results.iter().map(row).collect();
     Some(Table { name: "ablation", title: "One switch at a time", columns: columns(&heads), rows, keys: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluation::{ComponentLatency, Gpu, Machine};
+
+    fn run(gpu: &str, modes: &[(&str, f64)]) -> Run {
+        let mode = |&(name, median): &(&str, f64)| ModeResult {
+            name: name.to_owned(),
+            latencies: vec![ComponentLatency {
+                component: Component::EndToEnd,
+                summary: LatencySummary { count: 50, median, ..LatencySummary::default() },
+                samples_ms: Vec::new(),
+            }],
+            ..ModeResult::default()
+        };
+        let gpus = vec![Gpu { name: gpu.to_owned(), ..Gpu::default() }];
+        Run {
+            machine: Machine { gpus, ..Machine::default() },
+            modes: modes.iter().map(mode).collect(),
+            ..Run::default()
+        }
+    }
+
+    #[test]
+    fn the_fastest_mode_is_held_against_the_published_rows_of_the_same_device_only() {
+        let modes = [("eager", 40.0), ("graph", 8.0)];
+        let on = run("NVIDIA H100 80GB HBM3", &modes);
+        let line = beside_published(&on, &published_rows(&on)).unwrap();
+        assert!(line.contains("graph, 8.00 ms") && line.contains("TensorRT DiT 4.50x"), "{line}");
+        let elsewhere = run("NVIDIA A100", &modes);
+        assert_eq!(beside_published(&elsewhere, &published_rows(&elsewhere)), None);
+        let empty = run("NVIDIA H100 80GB HBM3", &[]);
+        assert_eq!(beside_published(&empty, &published_rows(&empty)), None);
+    }
 }

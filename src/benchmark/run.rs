@@ -14,7 +14,7 @@ use super::{
     ablation,
     cases::{Case, CaseError},
     chain::Chain,
-    events::DeviceTimer,
+    device::{DeviceTimer, memory, reset_memory},
     gpu,
     mode::Mode,
     model::{Candidate, ModeError},
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     evaluation::{
-        Component, ErrorStats, Interrupt, Machine, ModeIdentity, ModeMeasurement, Options, Partial, Run,
+        Component, ErrorStats, Gpu, Interrupt, Machine, ModeIdentity, ModeMeasurement, Options, Partial, Run,
         RunBuilder, RunError, Source, TrajectoryResult,
     },
     model::{ModelError, device::synchronize, network::Network, policy::PolicyError, probe::Probe},
@@ -153,13 +153,31 @@ pub fn run_case(
 #[derive(Default)]
 struct About {
     identities: Option<(String, String)>,
-    gpu: Option<crate::evaluation::Gpu>,
+    gpu: Option<Gpu>,
+    /// Most bytes in tensors, and taken from the device, while it ran.
+    memory: Option<(u64, u64)>,
+    /// Most bytes taken while it was loaded.
+    loading: Option<u64>,
+    /// Whether the velocities are not those of captured steps.
+    apart: bool,
 }
 
 impl About {
     fn tell(self, mode: Mode, builder: &mut RunBuilder) {
         if let Some((backbone, dit)) = self.identities {
             builder.identify(ModeIdentity { name: mode.name().to_owned(), backbone, dit });
+        }
+        if let Some((tensors, taken)) = self.memory {
+            let loading = self.loading.unwrap_or_default();
+            let [tensors, taken, loading] = [tensors, taken, loading].map(|bytes| bytes as f64 / 1e9);
+            let text = format!(
+                "device memory: at most {tensors:.2} GB in tensors, {taken:.2} GB taken by libtorch's allocator \
+                 (CUDA's own not counted); {loading:.2} GB while the weights were made"
+            );
+            builder.note(mode.name(), text);
+        }
+        if self.apart {
+            builder.note(mode.name(), "velocities are those of the same head run step by step, not captured");
         }
         let Some(gpu) = self.gpu else { return };
         let state = gpu::state(&gpu);
@@ -229,8 +247,12 @@ impl Bench<'_> {
         about: &mut About,
     ) -> Result<(), Failure> {
         let Settings { iterations, warm_up, device, .. } = *self.settings;
+        reset_memory(device);
         let mut network = self.candidate.network(mode, self.case, device)?;
         about.identities = Some(network.identities());
+        about.loading = memory(device).map(|usage| usage.reserved_peak.unsigned_abs());
+        // Making the weights takes memory of its own, which is not the running network's.
+        reset_memory(device);
         let mut timer = DeviceTimer::new(device);
         for i in 0..warm_up as usize {
             self.tick(&mut network, i, None, &mut timer)?;
@@ -238,22 +260,34 @@ impl Bench<'_> {
         for i in 0..iterations as usize {
             self.tick(&mut network, i, Some(measurement), &mut timer)?;
         }
+        if let Some(usage) = memory(device) {
+            let [tensors, taken] = [usage.allocated_peak, usage.reserved_peak].map(|n| n.unsigned_abs());
+            measurement.peak_device_bytes = Some(taken);
+            about.memory = Some((tensors, taken));
+        }
         about.gpu = self.clocks(&mut network, &mut timer)?;
         let Some(reference) = reference else { return Ok(()) };
+        for (set, chunk) in reference.chunks.iter().enumerate() {
+            self.go_on()?;
+            let noise = self.chain.noise(set)?;
+            let (own, _) = network.run(&self.chain.prepare(set)?, noise.view(), None, &mut Probe::off())?;
+            let mut errors = ErrorStats::default();
+            errors.push_pairs(chunk.iter().copied().zip(own.iter().copied()));
+            measurement.actions.merge(&errors);
+        }
+        // Last, since the action head is now run apart from what was captured.
+        about.apart = network.runner().is_some();
+        for capture in &reference.captures {
+            self.go_on()?;
+            capture.compare(&mut network, &mut measurement.denoising)?;
+        }
+        if about.apart {
+            return Ok(());
+        }
         for i in 0..iterations as usize {
             self.go_on()?;
             let capture = &reference.captures[i % reference.captures.len()];
             measurement.latency(Component::Dit).push(capture.time_denoising(&mut network)?);
-        }
-        for (set, (capture, chunk)) in reference.captures.iter().zip(&reference.chunks).enumerate() {
-            self.go_on()?;
-            let inputs = self.chain.prepare(set)?;
-            let noise = self.chain.noise(set)?;
-            let (own, _) = network.run(&inputs, noise.view(), None, &mut Probe::off())?;
-            let mut errors = ErrorStats::default();
-            errors.push_pairs(chunk.iter().copied().zip(own.iter().copied()));
-            measurement.actions.merge(&errors);
-            capture.compare(&mut network, &mut measurement.denoising)?;
         }
         Ok(())
     }
@@ -289,18 +323,14 @@ impl Bench<'_> {
         ] {
             measurement.latency(component).push(time);
         }
-        if let Some(time) = timer.elapsed() {
+        if let Some(time) = timer.elapsed(network, &stages) {
             measurement.latency(Component::Other(DEVICE.to_owned())).push(time);
         }
         Ok(())
     }
 
     /// The GPU's state with ticks going on, which are not measured.
-    fn clocks(
-        &self,
-        network: &mut Network,
-        timer: &mut DeviceTimer,
-    ) -> Result<Option<crate::evaluation::Gpu>, Failure> {
+    fn clocks(&self, network: &mut Network, timer: &mut DeviceTimer) -> Result<Option<Gpu>, Failure> {
         let Device::Cuda(ordinal) = self.settings.device else { return Ok(None) };
         let Some(mut question) = gpu::Question::ask(ordinal) else { return Ok(None) };
         let mut set = 0;

@@ -125,10 +125,18 @@ mod tests {
         let orin = Hardware::ORIN_AGX_64.into();
         let table = of("alfie-4cam", &orin);
         let (backbone, head) = (rounded(&table, Component::Backbone), rounded(&table, Component::ActionHead));
-        assert_eq!((backbone.round(), head.round()), (46.0, 33.0));
+        assert_eq!((backbone.round(), head.round()), (46.0, 34.0));
+        assert_eq!(rounded(&table, Component::EndToEnd).round(), 80.0);
         // At 60 % of the FLOPs and 75 % of the bandwidth.
-        let likely = of("alfie-4cam", &Hardware::given(0.75 * 204.8, 0.6 * 42.5));
-        assert_eq!(rounded(&likely, Component::EndToEnd).round(), 120.0);
+        let likely = Hardware::given(0.75 * 204.8, 0.6 * 42.5);
+        let parts = |case: &str| {
+            let table = of(case, &likely);
+            [Component::Backbone, Component::ActionHead, Component::EndToEnd]
+                .map(|component| rounded(&table, component).round())
+        };
+        assert_eq!(parts("alfie-4cam"), [76.0, 45.0, 121.0]);
+        assert_eq!(parts("2cam")[2], 91.0);
+        assert_eq!(parts("nvidia-1cam")[..2], [22.0, 45.0]);
     }
 
     #[test]
