@@ -126,6 +126,13 @@ impl Network {
                     found: format!("{mode}, whose kernels this program does not have"),
                 });
             }
+            ExecutionMode::Auto if !self.device.is_cuda() => {
+                (None, (ExecutionMode::Eager, Some("CUDA graphs need a GPU".to_owned())))
+            }
+            ExecutionMode::Auto if !self.head.engine().capturable() => {
+                let why = "the engine that denoises queues its own graphs".to_owned();
+                (None, (ExecutionMode::Eager, Some(why)))
+            }
             ExecutionMode::Auto => match self.capturing(split) {
                 Ok(runner) => {
                     let why = "the fastest that works on this GPU".to_owned();

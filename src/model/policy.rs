@@ -238,6 +238,11 @@ impl Policy {
         Ok(self.network.set_denoising_steps(steps)?)
     }
 
+    /// How often an observation must be predicted until the next prediction of its kind takes its usual time.
+    pub fn warm_up_predictions(&self) -> usize {
+        if self.network.runner().is_some() { 2 } else { 1 }
+    }
+
     /// One tick.
     ///
     /// # Errors

@@ -19,23 +19,22 @@ use super::{
 /// Shapes whose graphs are kept. Each keeps memory of its own on the GPU.
 const MAX_SHAPES: usize = 4;
 
-/// Runs of the first tick of a shape before it is captured: they set up what libtorch sets up once, on the stream of the
-/// capture, and the last of them is the tick's answer.
-const WARM_UP_RUNS: usize = 2;
-
 /// A shape that was seen.
 enum Known {
+    /// Seen once: its stages have run operation by operation, which sets up all that libtorch sets up once. They are captured
+    /// when the shape comes again, so that no tick pays for both, and a shape that never comes again for neither.
+    Fresh(StaticTick),
     /// Its stages are captured.
     Captured(CapturedTick),
-    /// They could not be captured, or are not to be: they run operation by operation on the same memory.
+    /// They could not be captured, or nothing is: they run operation by operation on the same memory.
     Plain(StaticTick),
 }
 
 impl Known {
     fn shape(&self) -> &TickShape {
         match self {
+            Self::Fresh(tick) | Self::Plain(tick) => tick.shape(),
             Self::Captured(captured) => captured.tick().shape(),
-            Self::Plain(tick) => tick.shape(),
         }
     }
 }
@@ -77,12 +76,13 @@ impl TickRunner {
     pub fn statistics(&self) -> (usize, usize) {
         let nodes = match self.known.front() {
             Some(Known::Captured(captured)) => captured.nodes(),
-            Some(Known::Plain(_)) | None => 0,
+            Some(Known::Fresh(_) | Known::Plain(_)) | None => 0,
         };
         (self.known.len(), nodes)
     }
 
-    /// Runs a tick; the runner's stream must be the current one. The first tick of a shape takes longer: it is captured.
+    /// Runs a tick; the runner's stream must be the current one. The first tick of a shape runs operation by operation, and
+    /// the second takes longer, since it is captured.
     ///
     /// # Errors
     /// What does not fit, what the device reports, or values that are not finite. A capture that fails is no error: it is
@@ -98,69 +98,56 @@ impl TickRunner {
         };
         let prompt = &*self.prompt.insert(prompt);
         let shape = TickShape::new(inputs, prompt, parts.head.steps());
-        if let Some(place) = self.known.iter().position(|known| *known.shape() == shape)
-            && let Some(known) = self.known.remove(place)
-        {
-            self.known.push_front(known);
-        } else {
-            // Before memory for another is taken.
-            self.known.truncate(MAX_SHAPES - 1);
-            let tick = StaticTick::new(shape, prompt)?;
-            let (known, answer) = prepare(tick, inputs, prompt, parts, self.stream, self.split)?;
-            self.known.push_front(known);
-            return Ok(answer);
-        }
-        match self.known.front_mut() {
-            Some(Known::Captured(captured)) => captured.run(inputs, prompt, parts),
-            Some(Known::Plain(tick)) => run_plainly(tick, inputs, prompt, parts, self.stream),
-            // It was just put there.
-            None => Err(ModelError::Input {
-                what: "shape of a tick",
-                expected: "one that is known".to_owned(),
-                found: "none".to_owned(),
-            }),
-        }
+        let place = self.known.iter().position(|known| *known.shape() == shape);
+        let mut known = match (place.and_then(|place| self.known.remove(place)), self.stream) {
+            (Some(Known::Fresh(tick)), Some(stream)) => capture(tick, prompt, parts, stream, self.split)?,
+            (Some(known), _) => known,
+            (None, stream) => {
+                // Before memory for another is taken.
+                self.known.truncate(MAX_SHAPES - 1);
+                let tick = StaticTick::new(shape, prompt)?;
+                if stream.is_some() { Known::Fresh(tick) } else { Known::Plain(tick) }
+            }
+        };
+        let answer = match &mut known {
+            Known::Captured(captured) => captured.run(inputs, prompt, parts),
+            Known::Fresh(tick) | Known::Plain(tick) => run_plainly(tick, inputs, prompt, parts, self.stream),
+        };
+        self.known.push_front(known);
+        answer
     }
 }
 
-/// Runs a tick of a new shape and captures it.
-fn prepare(
+/// Captures a tick whose stages have run before.
+fn capture(
     mut tick: StaticTick,
-    inputs: &TickInputs,
     prompt: &Prompt,
     parts: &mut Parts,
-    stream: Option<Stream>,
+    stream: Stream,
     split: Split,
-) -> Result<(Known, (Array3<f32>, StageTimes)), ModelError> {
-    let runs = if stream.is_some() { WARM_UP_RUNS } else { 1 };
-    for _ in 1..runs {
-        run_plainly(&mut tick, inputs, prompt, parts, stream)?;
-    }
-    let answer = run_plainly(&mut tick, inputs, prompt, parts, stream)?;
-    let Some(stream) = stream else { return Ok((Known::Plain(tick), answer)) };
+) -> Result<Known, ModelError> {
     let start = Instant::now();
     tick.forget();
-    // What these runs worked in would lie idle beside the graphs' own memory.
+    // What the earlier run worked in would lie idle beside the graphs' own memory.
     trim_memory()?;
     let shape = tick.shape().clone();
-    let known = match CapturedTick::new(tick, parts, stream, split) {
+    match CapturedTick::new(tick, parts, stream, split) {
         Ok(captured) => {
             tracing::info!(
                 "captured a tick as CUDA graphs of {} nodes in {:.0} ms: {shape:?}",
                 captured.nodes(),
                 start.elapsed().as_secs_f64() * 1e3
             );
-            Known::Captured(captured)
+            Ok(Known::Captured(captured))
         }
         Err(error) => {
             tracing::warn!(
                 "ticks of this shape run operation by operation, since they cannot be captured as CUDA graphs: \
                  {error}: {shape:?}"
             );
-            Known::Plain(StaticTick::new(shape, prompt)?)
+            Ok(Known::Plain(StaticTick::new(shape, prompt)?))
         }
-    };
-    Ok((known, answer))
+    }
 }
 
 /// Runs the stages operation by operation.

@@ -83,7 +83,7 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             "",
             STATIC,
             "How the network is executed: `eager` (operation by operation), `graph` (captured once per shape of the inputs as CUDA \
-             graphs; the first tick of a shape takes longer), `graph-fused` (the same, with kernels that do the work of several \
+             graphs; the first two ticks of a shape take longer), `graph-fused` (the same, with kernels that do the work of several \
              operations) or `auto` (the fastest of them that works; the log says which, and why).",
         ),
         parameter(
