@@ -217,6 +217,18 @@ impl Bench {
             device: device::select(&self.device)?,
             ablation: self.ablation,
         };
+        let wanted = self.roofline || self.hardware.is_given();
+        let no_gpu = !settings.device.is_cuda();
+        ensure!(
+            !(wanted && no_gpu) || self.hardware.is_given(),
+            "--roofline: expected the hardware to be held against, since nothing is known of this CPU; give --preset \
+             NAME, or --bandwidth-gbs and --tflops"
+        );
+        if no_gpu && self.random_weights == Some(KnownModel::N1d6_3b) {
+            eprintln!(
+                "n1d6-3b on a CPU takes some 11 GB of memory and long; --random-weights tiny is meant for it"
+            );
+        }
         let mut benchmark = Benchmark::new();
         for case in &cases {
             if interrupt.is_asked() {
@@ -227,13 +239,18 @@ impl Bench {
                 .push(run_case(&candidate, case, &settings, interrupt, &|line| eprintln!("{line}"))?);
         }
         let mut paper = String::new();
-        if self.roofline || self.hardware.is_given() {
+        if wanted {
             let gpu = benchmark.cases.first().and_then(|result| result.run.machine.gpus.first());
-            let hardware = self.hardware.hardware(gpu.map(|gpu| gpu.name.as_str()))?;
-            for result in &mut benchmark.cases {
-                result.floors = tables(candidate.sizes(), &result.case, &hardware)?;
-                paper += "\n";
-                paper += &report::paper(&result.case.to_string(), &result.floors);
+            match self.hardware.hardware(gpu.map(|gpu| gpu.name.as_str())) {
+                Ok(hardware) => {
+                    for result in &mut benchmark.cases {
+                        result.floors = tables(candidate.sizes(), &result.case, &hardware)?;
+                        paper += "\n";
+                        paper += &report::paper(&result.case.to_string(), &result.floors);
+                    }
+                }
+                // What was measured is worth printing without.
+                Err(error) => eprintln!("no roofline: {error:#}"),
             }
         }
         print!("{}{paper}", report::measured(&benchmark));

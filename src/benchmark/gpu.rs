@@ -66,6 +66,26 @@ impl Question {
     }
 }
 
+/// What the driver says of a GPU where there is no `nvidia-smi`: no clocks.
+pub fn by_driver(ordinal: usize) -> Option<Gpu> {
+    #[cfg(feature = "tensorrt")]
+    {
+        let device = crate::tensorrt::Device::new(ordinal).ok()?;
+        Some(Gpu {
+            name: device.name().to_owned(),
+            compute_capability: device.compute_capability().to_string(),
+            memory_bytes: Some(device.total_memory() as u64),
+            ..Gpu::default()
+        })
+    }
+    #[cfg(not(feature = "tensorrt"))]
+    {
+        // Nothing here asks the driver.
+        let _ = ordinal;
+        None
+    }
+}
+
 /// One line of the answer. What the GPU does not tell ("[N/A]" on a Jetson, for instance) stays empty.
 fn parse(line: &str) -> Option<Gpu> {
     let fields: Vec<&str> = line.split(',').map(str::trim).collect();

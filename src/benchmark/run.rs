@@ -332,13 +332,13 @@ impl Bench<'_> {
     /// The GPU's state with ticks going on, which are not measured.
     fn clocks(&self, network: &mut Network, timer: &mut DeviceTimer) -> Result<Option<Gpu>, Failure> {
         let Device::Cuda(ordinal) = self.settings.device else { return Ok(None) };
-        let Some(mut question) = gpu::Question::ask(ordinal) else { return Ok(None) };
+        let Some(mut question) = gpu::Question::ask(ordinal) else { return Ok(gpu::by_driver(ordinal)) };
         let mut set = 0;
         while question.is_open() {
             self.tick(network, set, None, timer)?;
             set += 1;
         }
-        Ok(question.answer())
+        Ok(question.answer().or_else(|| gpu::by_driver(ordinal)))
     }
 
     fn go_on(&self) -> Result<(), Failure> {
