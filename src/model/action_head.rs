@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
+    cuda::Stream,
     dit::DitEngine,
     embodiment::Mlp,
     layers::{LayerNorm, Loader},
@@ -96,6 +97,14 @@ impl ActionHead {
     /// What runs the denoising steps.
     pub fn engine(&self) -> &dyn VelocityEngine {
         &*self.engine
+    }
+
+    /// See [`VelocityEngine::queue_on`].
+    ///
+    /// # Errors
+    /// The stream belongs to another device.
+    pub fn queue_on(&mut self, stream: &Stream) -> Result<(), ModelError> {
+        self.engine.queue_on(stream)
     }
 
     /// The norm over the backbone's features, (B, S, D).

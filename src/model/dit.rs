@@ -7,6 +7,7 @@ use super::{
     layers::{Linear, Loader, attention, merge_heads, plain_layer_norm, sinusoids, split_heads},
     probe::Probe,
     tokens::{TokenGroup, TokenLayout},
+    velocity::Retained,
 };
 use crate::checkpoint::ModelConfig;
 
@@ -32,8 +33,8 @@ pub trait DitEngine: Send {
     /// Fixes the timestep bucket of each denoising step and computes what depends on it alone.
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError>;
 
-    /// Tensors that depend on the timesteps alone: see [`VelocityEngine::retained`](super::velocity::VelocityEngine::retained).
-    fn retained(&self) -> Vec<Tensor> {
+    /// What a captured tick needs: see [`VelocityEngine::retained`](super::velocity::VelocityEngine::retained).
+    fn retained(&self) -> Vec<Retained> {
         Vec::new()
     }
 
@@ -278,10 +279,10 @@ impl DitEngine for TorchDit {
         Ok(())
     }
 
-    fn retained(&self) -> Vec<Tensor> {
+    fn retained(&self) -> Vec<Retained> {
         let modulations = self.steps.iter().flat_map(|step| step.blocks.iter().chain([&step.output]));
         let tensors = modulations.flat_map(|modulation| [&modulation.one_plus_scale, &modulation.shift]);
-        tensors.map(Tensor::shallow_clone).collect()
+        tensors.map(|tensor| Box::new(tensor.shallow_clone()) as Retained).collect()
     }
 
     fn capturable(&self) -> bool {

@@ -138,6 +138,73 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         x.f_linear(&self.weight, self.bias.as_ref())
     }
+
+    /// (out, in).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// (out).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+/// Linear layers of the same input, their weights in one piece of memory, so that one product can do for all of them.
+#[derive(Debug)]
+pub struct JoinedLinear {
+    all: Linear,
+}
+
+impl JoinedLinear {
+    /// Reads `weight` and `bias` of each; returns them also one by one, as views.
+    ///
+    /// # Errors
+    /// A tensor is missing, or they are not of the same input.
+    pub fn load<const N: usize>(parts: [&Loader; N]) -> Result<(Self, [Linear; N]), ModelError> {
+        Self::join(parts.map(Linear::load))
+    }
+
+    /// Reads `weight` of each; returns them also one by one, as views.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_without_bias<const N: usize>(parts: [&Loader; N]) -> Result<(Self, [Linear; N]), ModelError> {
+        Self::join(parts.map(Linear::load_without_bias))
+    }
+
+    fn join<const N: usize>(
+        parts: [Result<Linear, ModelError>; N],
+    ) -> Result<(Self, [Linear; N]), ModelError> {
+        let mut loaded = Vec::with_capacity(N);
+        for part in parts {
+            loaded.push(part?);
+        }
+        let weights: Vec<&Tensor> = loaded.iter().map(|part| &part.weight).collect();
+        let biases: Vec<&Tensor> = loaded.iter().filter_map(|part| part.bias.as_ref()).collect();
+        let bias = if biases.is_empty() { None } else { Some(Tensor::f_cat(&biases, 0)?) };
+        let all = Linear { weight: Tensor::f_cat(&weights, 0)?, bias };
+        let mut first = 0;
+        let views = loaded
+            .iter()
+            .map(|part| {
+                let rows = part.weight.size().first().copied().unwrap_or(0);
+                let view = |joined: &Tensor| joined.f_narrow(0, first, rows);
+                let bias = all.bias.as_ref().map(view).transpose()?;
+                let part = Linear { weight: view(&all.weight)?, bias };
+                first += rows;
+                Ok(part)
+            })
+            .collect::<Result<Vec<_>, ModelError>>()?;
+        // As many as came in.
+        let views = views.try_into().unwrap_or_else(|_| unreachable!());
+        Ok((Self { all }, views))
+    }
+
+    /// (…, in) → (…, sum of all out), side by side in their order.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        self.all.forward(x)
+    }
 }
 
 /// Layer normalisation over the last axis, computed in f32 inside.
@@ -152,6 +219,11 @@ impl LayerNorm {
     /// Reads `weight` and `bias`.
     pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
         Ok(Self { weight: at.tensor("weight")?, bias: at.tensor("bias")?, eps })
+    }
+
+    /// Weight, bias, epsilon.
+    pub fn parameters(&self) -> (&Tensor, &Tensor, f64) {
+        (&self.weight, &self.bias, self.eps)
     }
 
     /// Same shape out as in.
@@ -179,6 +251,11 @@ impl RmsNorm {
     /// Reads `weight`.
     pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
         Ok(Self { weight: at.tensor("weight")?, eps })
+    }
+
+    /// Weight, epsilon.
+    pub fn parameters(&self) -> (&Tensor, f64) {
+        (&self.weight, self.eps)
     }
 
     /// Same shape out as in.

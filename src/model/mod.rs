@@ -5,6 +5,7 @@
 //! | [`vision`] | SigLIP2 tower, pixel unshuffle, connector |
 //! | [`language`] | the kept Qwen3 layers |
 //! | [`backbone`] | both, from [`ModelInputs`](crate::processor::ModelInputs) to features |
+//! | [`operators`] | what stands between the backbone's products, behind [`BackboneOperators`](operators::BackboneOperators) |
 //! | [`dit`] | the diffusion transformer, behind [`DitEngine`](dit::DitEngine) |
 //! | [`velocity`] | one denoising step as a whole, behind [`VelocityEngine`](velocity::VelocityEngine) |
 //! | [`cuda`] | streams, captured graphs, pinned memory, memory counters |
@@ -28,6 +29,7 @@ pub mod embodiment;
 pub mod language;
 pub mod layers;
 pub mod network;
+pub mod operators;
 pub mod policy;
 pub mod probe;
 pub mod random;

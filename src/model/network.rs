@@ -12,9 +12,11 @@ use super::{
     ModelError,
     action_head::{ActionHead, Pull},
     backbone::Backbone,
+    cuda::{self, Stream},
     device::synchronize,
     dit::TorchDit,
     layers::{Loader, WeightSource},
+    operators::BackboneOperators,
     probe::Probe,
     tick::{Parts, TickInputs, captured::Split, runner::TickRunner},
 };
@@ -42,6 +44,8 @@ pub struct Network {
     runner: Option<TickRunner>,
     /// The mode in force, never `Auto`, and why it is that one, where it was chosen for the caller.
     mode: (ExecutionMode, Option<String>),
+    /// What ticks that are not eager use between joined products of the backbone; None for the plain path.
+    operators: Option<Box<dyn BackboneOperators>>,
     backbone: Backbone,
     head: ActionHead,
     default_steps: usize,
@@ -100,7 +104,7 @@ impl Network {
         let default_steps = head.steps();
         let mode = (ExecutionMode::Eager, None);
         let (device, kind) = (root.device(), root.kind());
-        Ok(Self { runner: None, mode, backbone, head, default_steps, device, kind })
+        Ok(Self { runner: None, mode, operators: None, backbone, head, default_steps, device, kind })
     }
 
     /// Chooses how the network is executed; a new one is eager. What was captured before is let go.
@@ -142,10 +146,36 @@ impl Network {
             },
         };
         (self.runner, self.mode) = (runner, mode);
+        self.choose_stream()?;
         tracing::info!("the network runs in {}", self.mode_text());
         // Weights were uploaded on another stream than the one that is used from now on, or the other way round.
         synchronize(self.device);
         Ok(())
+    }
+
+    /// Chooses what ticks that are not eager use between joined products of the backbone: query, key and value as one, gate
+    /// and up as one. None is the plain path, bit by bit that of `eager`. What was captured before is let go.
+    ///
+    /// # Errors
+    /// The operators belong to another device, or nothing can be captured any more.
+    pub fn set_operators(&mut self, operators: Option<Box<dyn BackboneOperators>>) -> Result<(), ModelError> {
+        if let Some(runner) = &mut self.runner {
+            runner.forget();
+        }
+        self.operators = operators;
+        self.choose_stream()
+    }
+
+    /// Tells everybody who queues work without libtorch on which stream it runs.
+    fn choose_stream(&mut self) -> Result<(), ModelError> {
+        let stream = match (self.runner.as_ref().and_then(TickRunner::stream), self.device) {
+            (Some(stream), _) => *stream,
+            (None, Device::Cuda(device)) if cuda::available().is_ok() => Stream::current(device)?,
+            // Nothing but the default stream was ever chosen.
+            (None, _) => return Ok(()),
+        };
+        self.head.queue_on(&stream)?;
+        self.operators.as_mut().map_or(Ok(()), |operators| operators.queue_on(&stream))
     }
 
     fn capturing(&self, split: Split) -> Result<TickRunner, ModelError> {
@@ -177,7 +207,11 @@ impl Network {
 
     /// Backbone and action head at once.
     pub fn parts(&mut self) -> Parts<'_> {
-        Parts { backbone: &mut self.backbone, head: &mut self.head }
+        Parts {
+            backbone: &mut self.backbone,
+            head: &mut self.head,
+            operators: self.operators.as_deref().map(|operators| operators as &dyn BackboneOperators),
+        }
     }
 
     /// The backbone.
@@ -262,7 +296,8 @@ impl Network {
         if let Some(runner) = &mut self.runner
             && !probe.is_on()
         {
-            let parts = &mut Parts { backbone: &mut self.backbone, head: &mut self.head };
+            let operators = self.operators.as_deref().map(|operators| operators as &dyn BackboneOperators);
+            let parts = &mut Parts { backbone: &mut self.backbone, head: &mut self.head, operators };
             if let Some(guidance) = guidance {
                 Pull::check(guidance, parts.head.noise_shape())?;
             }

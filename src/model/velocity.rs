@@ -1,9 +1,12 @@
 //! One denoising step as a whole, behind the trait that every way of running it implements.
 
+use std::any::Any;
+
 use tch::{Kind, Tensor};
 
 use super::{
     ModelError,
+    cuda::Stream,
     dit::DitEngine,
     embodiment::{ActionEncoder, Mlp},
     layers::Loader,
@@ -11,6 +14,9 @@ use super::{
     tokens::TokenLayout,
 };
 use crate::checkpoint::ModelConfig;
+
+/// Something that is kept because its memory is in use. Dropped, it may be freed at once.
+pub type Retained = Box<dyn Any + Send>;
 
 /// Noisy actions to velocity: action encoder, diffusion transformer and action decoder of one embodiment.
 ///
@@ -23,10 +29,18 @@ pub trait VelocityEngine: Send {
     /// Fixes the timestep bucket of each denoising step and computes what depends on it alone.
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError>;
 
-    /// Tensors that depend on the timesteps alone. Whoever captured a step keeps them, since the graph holds their addresses
-    /// and the engine makes others when the timesteps change.
-    fn retained(&self) -> Vec<Tensor> {
+    /// What the last tick worked on and the engine may let go: what depends on the timesteps alone, and memory of its own
+    /// for ticks of that shape. Whoever captured the tick keeps it, since the graph holds its addresses.
+    fn retained(&self) -> Vec<Retained> {
         Vec::new()
+    }
+
+    /// Queues work that libtorch does not queue itself on `stream`, libtorch's current one from now on.
+    ///
+    /// # Errors
+    /// The stream belongs to another device.
+    fn queue_on(&mut self, _stream: &Stream) -> Result<(), ModelError> {
+        Ok(())
     }
 
     /// Whether [`condition`](Self::condition) and [`velocity`](Self::velocity) may be captured as parts of a CUDA graph: they
@@ -101,9 +115,10 @@ impl VelocityEngine for LayeredVelocity {
         self.dit.set_timesteps(timesteps)
     }
 
-    fn retained(&self) -> Vec<Tensor> {
+    fn retained(&self) -> Vec<Retained> {
         let mut retained = self.dit.retained();
-        retained.extend(self.action_encoder.retained());
+        retained
+            .extend(self.action_encoder.retained().into_iter().map(|tensor| Box::new(tensor) as Retained));
         retained
     }
 

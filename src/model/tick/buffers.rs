@@ -12,6 +12,7 @@ use super::{
         network::to_array,
         probe::Probe,
         tokens::TokenLayout,
+        velocity::Retained,
     },
     Parts, Stage, TickInputs,
 };
@@ -188,13 +189,21 @@ impl StaticTick {
         let off = &mut Probe::off();
         match stage {
             Stage::Vision => {
-                self.images = Some(parts.backbone.vision().forward(&self.frames.tensor, off)?);
+                let vision = parts.backbone.vision();
+                self.images = Some(match parts.operators {
+                    Some(operators) => vision.forward_joined(&self.frames.tensor, operators)?,
+                    None => vision.forward(&self.frames.tensor, off)?,
+                });
             }
             Stage::Language => {
                 let images = after(self.images.as_ref())?;
                 let language = parts.backbone.language();
                 let embeddings = language.embed(&self.prompt.layout, images)?;
-                self.features = Some(language.forward(&embeddings, &self.prompt.context, off)?);
+                let context = &self.prompt.context;
+                self.features = Some(match parts.operators {
+                    Some(operators) => language.forward_joined(embeddings, context, operators)?,
+                    None => language.forward(&embeddings, context, off)?,
+                });
             }
             Stage::ActionHead => {
                 let features = after(self.features.as_ref())?;
@@ -239,14 +248,14 @@ impl StaticTick {
         to_array(self.actions()?)
     }
 
-    /// Tensors that the stages read and that nobody else is bound to keep.
+    /// What the stages, which ran last for this tick, worked on and nobody else is bound to keep.
     ///
     /// # Errors
     /// There is no memory.
-    pub fn retained(&self, parts: &mut Parts) -> Result<Vec<Tensor>, ModelError> {
+    pub fn retained(&self, parts: &mut Parts) -> Result<Vec<Retained>, ModelError> {
         let mut retained = parts.head.engine().retained();
         if let [_, height, width, _] = self.shape.frames.as_slice() {
-            retained.push(parts.backbone.vision().positions_of(*height, *width)?);
+            retained.push(Box::new(parts.backbone.vision().positions_of(*height, *width)?));
         }
         Ok(retained)
     }

@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use ndarray::Array3;
-use tch::Tensor;
-
 use super::{
     super::{
         ModelError,
         cuda::{CapturedGraph, Event, Pinned, Pool, Stream},
         network::{StageTimes, refuse_non_finite},
+        velocity::Retained,
     },
     Parts, Stage, TickInputs,
     buffers::{Prompt, StaticTick},
 };
+use ndarray::Array3;
 
 /// Which stages become one graph.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,7 +42,7 @@ pub struct CapturedTick {
     stream: Stream,
     tick: StaticTick,
     /// Kept for the graphs, which hold their addresses.
-    _retained: Vec<Tensor>,
+    _retained: Vec<Retained>,
 }
 
 impl CapturedTick {
@@ -60,7 +59,6 @@ impl CapturedTick {
     ) -> Result<Self, ModelError> {
         stream.wait()?;
         tick.forget();
-        let retained = tick.retained(parts)?;
         let pool = Pool::new()?;
         let mut segments = Vec::new();
         for (stages, captured) in plan(split, parts.head.engine().capturable()) {
@@ -73,6 +71,7 @@ impl CapturedTick {
             };
             segments.push(Segment { stages, graph, done: Event::new()? });
         }
+        let retained = tick.retained(parts)?;
         let actions = tick.actions()?;
         let output = Pinned::new(actions.numel() * size_of::<f32>())?;
         Ok(Self { segments, begun: Event::new()?, output, stream, tick, _retained: retained })

@@ -16,7 +16,7 @@ pub mod runner;
 
 use ndarray::ArrayView3;
 
-use super::{action_head::ActionHead, backbone::Backbone};
+use super::{action_head::ActionHead, backbone::Backbone, operators::BackboneOperators};
 use crate::processor::{ModelInputs, guidance::Guidance};
 
 /// What a tick is made from.
@@ -36,6 +36,8 @@ pub struct Parts<'a> {
     pub backbone: &'a mut Backbone,
     /// Everything after them.
     pub head: &'a mut ActionHead,
+    /// What the backbone does between joined products; None for the plain path.
+    pub operators: Option<&'a dyn BackboneOperators>,
 }
 
 /// A stage of the tick.

@@ -64,12 +64,22 @@ impl TickRunner {
         Self { known: VecDeque::new(), prompt: None, stream: None, split: Split::default() }
     }
 
+    /// Lets go of all shapes.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
     /// Makes the runner's stream the current one; everything of the network must run on one stream.
     ///
     /// # Errors
     /// CUDA refuses.
     pub fn enter(&self) -> Result<Option<EnteredStream>, ModelError> {
         self.stream.as_ref().map(Stream::enter).transpose()
+    }
+
+    /// The runner's own stream; None where nothing is captured.
+    pub fn stream(&self) -> Option<&Stream> {
+        self.stream.as_ref()
     }
 
     /// Shapes that are known, and nodes of the graphs of the one used last.
@@ -181,7 +191,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{network::Network, probe::Probe, small},
+        model::{
+            network::Network,
+            operators::{BackboneOperators, PlainOperators},
+            probe::Probe,
+            small,
+        },
         processor::{ModelInputs, guidance::Guidance},
     };
 
@@ -243,6 +258,26 @@ mod tests {
             pair.compare(&inputs, None);
         }
         assert_eq!(pair.runner.statistics().0, 3);
+    }
+
+    #[test]
+    fn joined_products_give_what_separate_ones_give_but_for_rounding() {
+        let mut pair = Pair::new(Kind::Float);
+        for texts in [[6, 6], [4, 7]] {
+            let (model, noise) = small::inputs(1, 1, &texts);
+            let plain = pair.network.run(&model, noise.view(), None, &mut Probe::off()).unwrap().0;
+            let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None };
+            let operators: Option<&dyn BackboneOperators> = Some(&PlainOperators);
+            let mut run = |inputs: &TickInputs| {
+                let parts = &mut Parts { operators, ..pair.network.parts() };
+                pair.runner.run(inputs, parts).unwrap().0
+            };
+            let joined = run(&inputs);
+            let distance = (&joined - &plain).mapv(f32::abs).fold(0.0, |a: f32, b| a.max(*b));
+            assert!(distance < 1e-5, "{distance}");
+            // Inputs are not written to, as the residual stream is.
+            assert_eq!(joined, run(&inputs));
+        }
     }
 
     #[test]
