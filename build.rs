@@ -1,9 +1,13 @@
 //! Lets the binaries find libtorch where they were linked against it, so that nobody has to set LD_LIBRARY_PATH, and
-//! compiles the shim over TensorRT's C++ interfaces.
+//! compiles the shims over libtorch's CUDA half and over TensorRT's C++ interfaces.
 
 #[cfg(feature = "tensorrt")]
 #[path = "src/tensorrt/shim/headers.rs"]
 mod headers;
+
+#[cfg(feature = "torch")]
+#[path = "src/model/cuda/shim/compile.rs"]
+mod torch_cuda;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -12,6 +16,12 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
     println!("cargo:rustc-check-cfg=cfg(tensorrt_headers, values(\"8\", \"10\", \"11\"))");
+    println!("cargo:rustc-check-cfg=cfg(torch_cuda_headers)");
+    #[cfg(feature = "torch")]
+    match torch_cuda::compile() {
+        Ok(()) => println!("cargo:rustc-cfg=torch_cuda_headers"),
+        Err(reason) => println!("cargo:warning=the program is built without CUDA graphs: {reason}"),
+    }
     #[cfg(feature = "tensorrt")]
     compile_tensorrt_shim();
 }

@@ -14,22 +14,26 @@
 //! | [`engine`] | TensorRT engines as files: provenance, checks at load, statistics for INT8 | nothing |
 //! | `tensorrt` | building and running TensorRT engines | feature `tensorrt` |
 //! | `engine_builder` | from checkpoint to verified engine | `engine`, `onnx`, `tensorrt`, `model` |
+//! | [`execution`] | the ways to execute the network, by name | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
 //! | [`safety`] | joint limits, activation and e-stop, watchdog: what may be commanded, and when | `ros` (messages only) |
 //! | [`synthetic`] | a robot that exists only as pictures and joint angles, for the demo and for tests | nothing |
 //! | `replay` | recordings through the policy: how accurate, how fast | `recording`, `evaluation`, `model` |
+//! | [`benchmark`] | every way of running the network, timed on random inputs; the roofline | `evaluation`; `model` for all but the roofline |
 //! | [`node`] | configuration, observation assembly, the policy node | `ros`, `safety`, `model` |
 //!
 //! One direction: the core (`observation`, `checkpoint`, `processor`, `motion`) knows neither ROS nor CUDA (of ROS
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
 pub mod atomic_file;
+pub mod benchmark;
 pub mod checkpoint;
 pub mod engine;
 #[cfg(all(feature = "torch", feature = "tensorrt"))]
 pub mod engine_builder;
 pub mod evaluation;
+pub mod execution;
 pub mod memory;
 pub mod motion;
 pub mod node;

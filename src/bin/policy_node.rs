@@ -116,7 +116,8 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
             }
         };
         let policy = policy_options(&config);
-        let result = run(config, node.clone(), move || load(&policy), stop).await;
+        let instruction = config.instruction.clone();
+        let result = run(config, node.clone(), move || load(&policy, &instruction), stop).await;
         if let Some(rosout) = rosout {
             rosout.flush(LAST_LINES).await;
         }

@@ -69,6 +69,34 @@ pub struct DiffusionConfig {
 }
 
 impl ModelConfig {
+    /// The published GR00T N1.6-3B.
+    pub fn n1d6_3b() -> Self {
+        Self {
+            max_state_dim: 128,
+            max_action_dim: 128,
+            action_horizon: 50,
+            max_num_embodiments: 32,
+            backbone_embedding_dim: 2048,
+            hidden_size: 1024,
+            input_embedding_dim: 1536,
+            diffusion: DiffusionConfig {
+                num_layers: 32,
+                num_attention_heads: 32,
+                attention_head_dim: 48,
+                output_dim: 1024,
+            },
+            attend_text_every_n_blocks: 2,
+            add_pos_embed: true,
+            max_seq_len: 1024,
+            num_inference_timesteps: 4,
+            num_timestep_buckets: 1000,
+            select_layer: 16,
+            state_dropout_prob: 0.8,
+            use_relative_action: true,
+            apply_sincos_state_encoding: true,
+        }
+    }
+
     /// Reads `config.json`.
     ///
     /// # Errors
@@ -211,6 +239,15 @@ mod tests {
 
     fn complaint(document: Value) -> String {
         parse(document).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_built_in_sizes_are_the_defaults_with_the_keys_that_the_published_checkpoint_sets() {
+        let published = parse(json!({
+            "max_state_dim": 128, "max_action_dim": 128, "action_horizon": 50, "state_dropout_prob": 0.8,
+            "use_relative_action": true, "apply_sincos_state_encoding": true,
+        }));
+        assert_eq!(published.unwrap(), ModelConfig::n1d6_3b());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
+    cuda::Stream,
     dit::DitEngine,
     embodiment::Mlp,
     layers::{LayerNorm, Loader},
@@ -98,6 +99,14 @@ impl ActionHead {
         &*self.engine
     }
 
+    /// See [`VelocityEngine::queue_on`].
+    ///
+    /// # Errors
+    /// The stream belongs to another device.
+    pub fn queue_on(&mut self, stream: &Stream) -> Result<(), ModelError> {
+        self.engine.queue_on(stream)
+    }
+
     /// The norm over the backbone's features, (B, S, D).
     pub fn context(&self, features: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.context_norm.forward(features)?)
@@ -173,6 +182,19 @@ impl ActionHead {
         guidance: Option<&Guidance>,
         probe: &mut Probe,
     ) -> Result<Tensor, ModelError> {
+        let pull =
+            guidance.map(|guidance| Pull::new(guidance, self.noise_shape(), self.device)).transpose()?;
+        self.denoise_pulled(state_tokens, noise, pull.as_ref(), probe)
+    }
+
+    /// [`denoise_guided`](Self::denoise_guided) by guidance that is on the device already.
+    pub fn denoise_pulled(
+        &mut self,
+        state_tokens: &Tensor,
+        noise: &Tensor,
+        pull: Option<&Pull>,
+        probe: &mut Probe,
+    ) -> Result<Tensor, ModelError> {
         let size = noise.size();
         if size.len() != 3 || size[1] != self.horizon || size[2] != self.action_dim {
             return Err(ModelError::Input {
@@ -181,15 +203,13 @@ impl ActionHead {
                 found: format!("{size:?}"),
             });
         }
-        let pull =
-            guidance.map(|guidance| Pull::new(guidance, self.noise_shape(), self.device)).transpose()?;
         let mut actions = noise.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
         let steps = self.steps();
         for step in 0..steps {
             probe.record(|| format!("head.step{step}.actions_acc_in"), &actions);
             let velocity = self.velocity(state_tokens, &actions, step, probe)?;
             let mut velocity = velocity.f_to_kind(Kind::Float)?;
-            if let Some(pull) = &pull {
+            if let Some(pull) = pull {
                 // The integration's own time, not the truncated one that the network is told: so the last step ends at 1.
                 velocity = pull.velocity(&actions, &velocity, (steps - step) as f64 / steps as f64)?;
             }
@@ -203,14 +223,22 @@ impl ActionHead {
 }
 
 /// [`Guidance`] on the device, f32, (horizon, action dim).
-struct Pull {
-    target: Tensor,
-    weights: Tensor,
+#[derive(Debug)]
+pub struct Pull {
+    /// Where the flow is to end.
+    pub target: Tensor,
+    /// How much each value counts, 0 to 1.
+    pub weights: Tensor,
 }
 
 impl Pull {
-    fn new(guidance: &Guidance, shape: (usize, usize), device: Device) -> Result<Self, ModelError> {
-        let upload = |what, values: &Array2<f32>| {
+    /// Refuses guidance of another shape than (horizon, action dim), and values that are not finite.
+    ///
+    /// # Errors
+    /// Which of the two it is, and where.
+    pub fn check(guidance: &Guidance, shape: (usize, usize)) -> Result<(), ModelError> {
+        for (what, values) in [("guidance target", &guidance.target), ("guidance weights", &guidance.weights)]
+        {
             if values.dim() != shape {
                 let (expected, found) = (format!("{shape:?}"), format!("{:?}", values.dim()));
                 return Err(ModelError::Input { what, expected, found });
@@ -219,14 +247,18 @@ impl Pull {
                 let expected = "finite values".to_owned();
                 return Err(ModelError::Input { what, expected, found: value.to_string() });
             }
+        }
+        Ok(())
+    }
+
+    fn new(guidance: &Guidance, shape: (usize, usize), device: Device) -> Result<Self, ModelError> {
+        Self::check(guidance, shape)?;
+        let upload = |values: &Array2<f32>| -> Result<Tensor, ModelError> {
             let flat: Vec<f32> = values.iter().copied().collect();
             let size = [shape.0 as i64, shape.1 as i64];
             Ok(Tensor::f_from_slice(&flat)?.f_reshape(size)?.f_to_device(device)?)
         };
-        Ok(Self {
-            target: upload("guidance target", &guidance.target)?,
-            weights: upload("guidance weights", &guidance.weights)?,
-        })
+        Ok(Self { target: upload(&guidance.target)?, weights: upload(&guidance.weights)? })
     }
 
     /// The velocity that leads to the moved end, `left` = 1 - τ before it.

@@ -51,6 +51,14 @@ fn cuda() -> &'static Result<i64, String> {
     })
 }
 
+/// Whether libtorch's CUDA half is loaded and finds a GPU; loads it where it can be.
+///
+/// # Errors
+/// The reason why not.
+pub fn cuda_loaded() -> Result<(), String> {
+    cuda().as_ref().map(drop).map_err(String::clone)
+}
+
 /// Resolves `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the first GPU where one can be used, else the CPU.
 ///
 /// # Errors

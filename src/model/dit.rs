@@ -7,6 +7,7 @@ use super::{
     layers::{Linear, Loader, attention, merge_heads, plain_layer_norm, sinusoids, split_heads},
     probe::Probe,
     tokens::{TokenGroup, TokenLayout},
+    velocity::Retained,
 };
 use crate::checkpoint::ModelConfig;
 
@@ -31,6 +32,16 @@ pub trait DitEngine: Send {
 
     /// Fixes the timestep bucket of each denoising step and computes what depends on it alone.
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError>;
+
+    /// What a captured tick needs: see [`VelocityEngine::retained`](super::velocity::VelocityEngine::retained).
+    fn retained(&self) -> Vec<Retained> {
+        Vec::new()
+    }
+
+    /// Whether a step may be captured: see [`VelocityEngine::capturable`](super::velocity::VelocityEngine::capturable).
+    fn capturable(&self) -> bool {
+        false
+    }
 
     /// Takes the context (B, S, D) of a tick, tokens sorted by `layout`.
     fn condition(
@@ -266,6 +277,16 @@ impl DitEngine for TorchDit {
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError> {
         self.steps = timesteps.iter().map(|&t| self.constants(t)).collect::<Result<_, _>>()?;
         Ok(())
+    }
+
+    fn retained(&self) -> Vec<Retained> {
+        let modulations = self.steps.iter().flat_map(|step| step.blocks.iter().chain([&step.output]));
+        let tensors = modulations.flat_map(|modulation| [&modulation.one_plus_scale, &modulation.shift]);
+        tensors.map(|tensor| Box::new(tensor.shallow_clone()) as Retained).collect()
+    }
+
+    fn capturable(&self) -> bool {
+        true
     }
 
     fn condition(

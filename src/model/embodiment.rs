@@ -116,6 +116,11 @@ impl ActionEncoder {
         Ok(())
     }
 
+    /// What depends on the timesteps alone, as long as somebody needs it.
+    pub fn retained(&self) -> Vec<Tensor> {
+        self.time_terms.iter().map(Tensor::shallow_clone).collect()
+    }
+
     /// Actions (B, H, action dim) at denoising step `step` → tokens (B, H, width), without position embedding.
     pub fn forward(&self, actions: &Tensor, step: usize, probe: &mut Probe) -> Result<Tensor, ModelError> {
         let Some(time) = self.time_terms.get(step) else {

@@ -4,9 +4,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
-    layers::{Linear, Loader, RmsNorm, backbone_attention, merge_heads},
+    layers::{JoinedLinear, Linear, Loader, RmsNorm, backbone_attention, merge_heads, split_heads},
+    operators::BackboneOperators,
     probe::Probe,
-    tokens::TokenLayout,
+    tokens::{TokenLayout, duplicate},
 };
 use crate::checkpoint::{EagleConfig, TextConfig};
 
@@ -29,7 +30,7 @@ pub fn rotary_tables(frequencies: &Tensor, positions: i64) -> Result<(Tensor, Te
 }
 
 /// Rotates (B, heads, S, width) by tables (S, width): halves [x1, x2] → [x1·cos − x2·sin, x2·cos + x1·sin].
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, ModelError> {
+pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, ModelError> {
     let half = x.size().last().copied().unwrap_or(0) / 2;
     let turned = Tensor::f_cat(&[x.f_narrow(-1, half, half)?.f_neg()?, x.f_narrow(-1, 0, half)?], -1)?;
     Ok(x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)?)
@@ -62,6 +63,32 @@ impl SequenceContext {
         })
     }
 
+    /// Takes over the padding of a context for a layout of the same shape; no tensor moves.
+    ///
+    /// # Errors
+    /// A context for a layout of another shape.
+    pub fn refill(&mut self, other: &Self) -> Result<(), ModelError> {
+        for (own, other) in [(&mut self.mask, &other.mask), (&mut self.keep, &other.keep)] {
+            if let (Some(own), Some(other)) = (own, other) {
+                own.f_copy_(other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same in memory of its own.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn deep_copy(&self) -> Result<Self, ModelError> {
+        Ok(Self {
+            cos: duplicate(&self.cos)?,
+            sin: duplicate(&self.sin)?,
+            mask: self.mask.as_ref().map(duplicate).transpose()?,
+            keep: self.keep.as_ref().map(duplicate).transpose()?,
+        })
+    }
+
     /// Rotary tables (cos, sin), each (S, width).
     pub fn rotary(&self) -> (&Tensor, &Tensor) {
         (&self.cos, &self.sin)
@@ -72,6 +99,8 @@ impl SequenceContext {
 #[derive(Debug)]
 pub struct LanguageLayer {
     input_norm: RmsNorm,
+    /// Query, key and value; below as views.
+    joined: JoinedLinear,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -79,6 +108,8 @@ pub struct LanguageLayer {
     key_norm: RmsNorm,
     out: Linear,
     post_norm: RmsNorm,
+    /// Gate and up; below as views.
+    gate_up: JoinedLinear,
     gate: Linear,
     up: Linear,
     down: Linear,
@@ -91,17 +122,23 @@ impl LanguageLayer {
     fn load(at: &Loader, config: &TextConfig) -> Result<Self, ModelError> {
         let (attn, mlp) = (at.at("self_attn"), at.at("mlp"));
         let eps = config.rms_norm_eps;
+        let (joined, [query, key, value]) =
+            JoinedLinear::load_without_bias([&attn.at("q_proj"), &attn.at("k_proj"), &attn.at("v_proj")])?;
+        let (gate_up, [gate, up]) =
+            JoinedLinear::load_without_bias([&mlp.at("gate_proj"), &mlp.at("up_proj")])?;
         Ok(Self {
             input_norm: RmsNorm::load(&at.at("input_layernorm"), eps)?,
-            query: Linear::load_without_bias(&attn.at("q_proj"))?,
-            key: Linear::load_without_bias(&attn.at("k_proj"))?,
-            value: Linear::load_without_bias(&attn.at("v_proj"))?,
+            joined,
+            query,
+            key,
+            value,
             query_norm: RmsNorm::load(&attn.at("q_norm"), eps)?,
             key_norm: RmsNorm::load(&attn.at("k_norm"), eps)?,
             out: Linear::load_without_bias(&attn.at("o_proj"))?,
             post_norm: RmsNorm::load(&at.at("post_attention_layernorm"), eps)?,
-            gate: Linear::load_without_bias(&mlp.at("gate_proj"))?,
-            up: Linear::load_without_bias(&mlp.at("up_proj"))?,
+            gate_up,
+            gate,
+            up,
             down: Linear::load_without_bias(&mlp.at("down_proj"))?,
             heads: config.num_attention_heads as i64,
             kv_heads: config.num_key_value_heads as i64,
@@ -169,6 +206,34 @@ impl LanguageLayer {
     /// down(silu(gate)·up) of (B, S, D).
     pub fn feed_forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.down.forward(&self.gate.forward(x)?.f_silu()?.f_mul(&self.up.forward(x)?)?)?)
+    }
+
+    /// The layer with one product for query, key and value and one for gate and up, on the residual stream `x` (B, S, D),
+    /// which first takes up `addend`. Returns what the stream is to take up next.
+    fn forward_joined(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        context: &SequenceContext,
+        operators: &dyn BackboneOperators,
+    ) -> Result<Tensor, ModelError> {
+        let normed = operators.rms_norm(x, addend, &self.input_norm)?;
+        let all = self.joined.forward(&normed)?;
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let tables = (&context.cos, &context.sin);
+        let q =
+            operators.norm_rotary(&all.f_narrow(-1, 0, queries)?, self.heads, &self.query_norm, tables)?;
+        let k = all.f_narrow(-1, queries, keys)?;
+        let k = operators.norm_rotary(&k, self.kv_heads, &self.key_norm, tables)?;
+        let v = split_heads(&all.f_narrow(-1, queries + keys, keys)?, self.kv_heads)?;
+        let attended = backbone_attention(&q, &k, &v, context.mask.as_ref(), context.mask.is_none())?;
+        let mut merged = merge_heads(&attended)?;
+        if let Some(keep) = &context.keep {
+            merged = merged.f_mul(keep)?;
+        }
+        let attended = self.out.forward(&merged)?;
+        let normed = operators.rms_norm(x, Some(&attended), &self.post_norm)?;
+        Ok(self.down.forward(&operators.swiglu(&self.gate_up.forward(&normed)?)?)?)
     }
 
     /// (B, S, D) → (B, S, D).
@@ -244,6 +309,24 @@ impl LanguageModel {
         }
         let rows = rows.f_index_copy_(0, layout.image.index(), &images)?;
         Ok(rows.f_reshape([batch, s, width])?)
+    }
+
+    /// [`forward`](Self::forward) with joined products and the given operators; it rounds as they do. The embeddings become
+    /// the residual stream.
+    ///
+    /// # Errors
+    /// libtorch or the operators refuse.
+    pub fn forward_joined(
+        &self,
+        mut embeddings: Tensor,
+        context: &SequenceContext,
+        operators: &dyn BackboneOperators,
+    ) -> Result<Tensor, ModelError> {
+        let mut addend = None;
+        for layer in &self.layers {
+            addend = Some(layer.forward_joined(&mut embeddings, addend.as_ref(), context, operators)?);
+        }
+        operators.rms_norm(&mut embeddings, addend.as_ref(), &self.norm)
     }
 
     /// Embeddings (B, S, D) → features (B, S, D) after the final norm.

@@ -2,22 +2,43 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::ModelError;
+use super::{ModelError, random::RandomWeights};
 use crate::checkpoint::{WeightKind, Weights};
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub enum WeightSource<'a> {
+    /// The files of a checkpoint.
+    Files(&'a Weights),
+    /// A seed.
+    Random(&'a RandomWeights),
+}
+
+impl<'a> From<&'a Weights> for WeightSource<'a> {
+    fn from(weights: &'a Weights) -> Self {
+        Self::Files(weights)
+    }
+}
+
+impl<'a> From<&'a RandomWeights> for WeightSource<'a> {
+    fn from(weights: &'a RandomWeights) -> Self {
+        Self::Random(weights)
+    }
+}
 
 /// Where weights come from and where they go.
 #[derive(Clone)]
 pub struct Loader<'a> {
-    weights: &'a Weights,
+    source: WeightSource<'a>,
     prefix: String,
     device: Device,
     kind: Kind,
 }
 
 impl<'a> Loader<'a> {
-    /// Loads to `device` as `kind`, whatever type the file has.
-    pub fn new(weights: &'a Weights, device: Device, kind: Kind) -> Self {
-        Self { weights, prefix: String::new(), device, kind }
+    /// Loads to `device` as `kind`, whatever type the source has.
+    pub fn new(source: impl Into<WeightSource<'a>>, device: Device, kind: Kind) -> Self {
+        Self { source: source.into(), prefix: String::new(), device, kind }
     }
 
     /// The same loader, one module further down.
@@ -38,26 +59,33 @@ impl<'a> Loader<'a> {
     /// The tensor `name` below this module.
     pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
         let name = format!("{}{name}", self.prefix);
-        let view = self.weights.get(&name)?;
-        let shape: Vec<i64> = view.shape.iter().map(|&n| n as i64).collect();
-        self.upload(view.bytes, &shape, view.kind)
+        match self.source {
+            WeightSource::Files(weights) => {
+                let view = weights.get(&name)?;
+                self.upload(view.bytes, &extents(view.shape), view.kind)
+            }
+            WeightSource::Random(weights) => {
+                weights.values(&name, 0, &extents(weights.shape(&name)?), self.device, self.kind)
+            }
+        }
     }
 
     /// Row `index` of the first axis of `name`, without reading the others.
     pub fn slice(&self, name: &str, index: usize) -> Result<Tensor, ModelError> {
         let name = format!("{}{name}", self.prefix);
-        let view = self.weights.get(&name)?;
-        let (count, rest) = view.shape.split_first().unwrap_or((&0, &[]));
-        if index >= *count {
-            return Err(ModelError::Input {
-                what: "embodiment index",
-                expected: format!("below {count}, the first axis of {name}"),
-                found: index.to_string(),
-            });
+        match self.source {
+            WeightSource::Files(weights) => {
+                let view = weights.get(&name)?;
+                let (count, rest) = rows(&name, view.shape, index)?;
+                let length = view.bytes.len() / count;
+                self.upload(&view.bytes[index * length..(index + 1) * length], &rest, view.kind)
+            }
+            WeightSource::Random(weights) => {
+                let (_, rest) = rows(&name, weights.shape(&name)?, index)?;
+                let length: i64 = rest.iter().product();
+                weights.values(&name, index as i64 * length, &rest, self.device, self.kind)
+            }
         }
-        let length = view.bytes.len() / count;
-        let shape: Vec<i64> = rest.iter().map(|&n| n as i64).collect();
-        self.upload(&view.bytes[index * length..(index + 1) * length], &shape, view.kind)
     }
 
     fn upload(&self, bytes: &[u8], shape: &[i64], kind: WeightKind) -> Result<Tensor, ModelError> {
@@ -69,6 +97,23 @@ impl<'a> Loader<'a> {
         let tensor = Tensor::f_from_data_size(bytes, shape, kind)?;
         Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
     }
+}
+
+fn extents(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|&n| n as i64).collect()
+}
+
+/// The number of rows of a stack and the shape of one, once it is sure that the row `index` is there.
+fn rows(name: &str, shape: &[usize], index: usize) -> Result<(usize, Vec<i64>), ModelError> {
+    let (&count, rest) = shape.split_first().unwrap_or((&0, &[]));
+    if index < count {
+        return Ok((count, extents(rest)));
+    }
+    Err(ModelError::Input {
+        what: "embodiment index",
+        expected: format!("below {count}, the first axis of {name}"),
+        found: index.to_string(),
+    })
 }
 
 /// y = x·Wᵀ + b with W stored (out, in).
@@ -93,6 +138,73 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         x.f_linear(&self.weight, self.bias.as_ref())
     }
+
+    /// (out, in).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// (out).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+/// Linear layers of the same input, their weights in one piece of memory, so that one product can do for all of them.
+#[derive(Debug)]
+pub struct JoinedLinear {
+    all: Linear,
+}
+
+impl JoinedLinear {
+    /// Reads `weight` and `bias` of each; returns them also one by one, as views.
+    ///
+    /// # Errors
+    /// A tensor is missing, or they are not of the same input.
+    pub fn load<const N: usize>(parts: [&Loader; N]) -> Result<(Self, [Linear; N]), ModelError> {
+        Self::join(parts.map(Linear::load))
+    }
+
+    /// Reads `weight` of each; returns them also one by one, as views.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_without_bias<const N: usize>(parts: [&Loader; N]) -> Result<(Self, [Linear; N]), ModelError> {
+        Self::join(parts.map(Linear::load_without_bias))
+    }
+
+    fn join<const N: usize>(
+        parts: [Result<Linear, ModelError>; N],
+    ) -> Result<(Self, [Linear; N]), ModelError> {
+        let mut loaded = Vec::with_capacity(N);
+        for part in parts {
+            loaded.push(part?);
+        }
+        let weights: Vec<&Tensor> = loaded.iter().map(|part| &part.weight).collect();
+        let biases: Vec<&Tensor> = loaded.iter().filter_map(|part| part.bias.as_ref()).collect();
+        let bias = if biases.is_empty() { None } else { Some(Tensor::f_cat(&biases, 0)?) };
+        let all = Linear { weight: Tensor::f_cat(&weights, 0)?, bias };
+        let mut first = 0;
+        let views = loaded
+            .iter()
+            .map(|part| {
+                let rows = part.weight.size().first().copied().unwrap_or(0);
+                let view = |joined: &Tensor| joined.f_narrow(0, first, rows);
+                let bias = all.bias.as_ref().map(view).transpose()?;
+                let part = Linear { weight: view(&all.weight)?, bias };
+                first += rows;
+                Ok(part)
+            })
+            .collect::<Result<Vec<_>, ModelError>>()?;
+        // As many as came in.
+        let views = views.try_into().unwrap_or_else(|_| unreachable!());
+        Ok((Self { all }, views))
+    }
+
+    /// (…, in) → (…, sum of all out), side by side in their order.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        self.all.forward(x)
+    }
 }
 
 /// Layer normalisation over the last axis, computed in f32 inside.
@@ -107,6 +219,11 @@ impl LayerNorm {
     /// Reads `weight` and `bias`.
     pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
         Ok(Self { weight: at.tensor("weight")?, bias: at.tensor("bias")?, eps })
+    }
+
+    /// Weight, bias, epsilon.
+    pub fn parameters(&self) -> (&Tensor, &Tensor, f64) {
+        (&self.weight, &self.bias, self.eps)
     }
 
     /// Same shape out as in.
@@ -134,6 +251,11 @@ impl RmsNorm {
     /// Reads `weight`.
     pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
         Ok(Self { weight: at.tensor("weight")?, eps })
+    }
+
+    /// Weight, epsilon.
+    pub fn parameters(&self) -> (&Tensor, f64) {
+        (&self.weight, self.eps)
     }
 
     /// Same shape out as in.

@@ -5,11 +5,16 @@
 //! | [`vision`] | SigLIP2 tower, pixel unshuffle, connector |
 //! | [`language`] | the kept Qwen3 layers |
 //! | [`backbone`] | both, from [`ModelInputs`](crate::processor::ModelInputs) to features |
+//! | [`operators`] | what stands between the backbone's products, behind [`BackboneOperators`](operators::BackboneOperators) |
 //! | [`dit`] | the diffusion transformer, behind [`DitEngine`](dit::DitEngine) |
 //! | [`velocity`] | one denoising step as a whole, behind [`VelocityEngine`](velocity::VelocityEngine) |
+//! | [`cuda`] | streams, captured graphs, pinned memory, memory counters |
 //! | `tensorrt` | the same as one TensorRT engine (feature `tensorrt`) |
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
+//! | [`network`] | all of it: model inputs and noise in, normalised action chunk out |
+//! | [`tick`] | the tick in memory that stays, captured as CUDA graphs |
+//! | [`random`] | weights from a seed in place of a checkpoint |
 //! | [`policy`] | observation in, physical actions out |
 //! | [`thread`] | the one OS thread that owns a policy |
 //!
@@ -17,16 +22,23 @@
 
 pub mod action_head;
 pub mod backbone;
+pub mod cuda;
 pub mod device;
 pub mod dit;
 pub mod embodiment;
 pub mod language;
 pub mod layers;
+pub mod network;
+pub mod operators;
 pub mod policy;
 pub mod probe;
+pub mod random;
+#[cfg(test)]
+mod small;
 #[cfg(feature = "tensorrt")]
 pub mod tensorrt;
 pub mod thread;
+pub mod tick;
 pub mod tokens;
 pub mod velocity;
 pub mod vision;
@@ -51,6 +63,14 @@ pub enum ModelError {
         /// What was asked for.
         requested: String,
         /// Why it is not to be had, and what to do.
+        reason: String,
+    },
+    /// CUDA refused something that is not an operation on tensors, or cannot be used here.
+    #[error("{what}: {reason}")]
+    Cuda {
+        /// What was being done.
+        what: &'static str,
+        /// Why it did not work.
         reason: String,
     },
     /// A TensorRT engine could not be loaded or run.

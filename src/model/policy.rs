@@ -10,16 +10,21 @@ use ndarray::{Array2, Array3, ArrayView3};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use tch::{Device, Kind, Tensor};
+use tch::Kind;
 use thiserror::Error;
 
 use super::{
-    ModelError, action_head::ActionHead, backbone::Backbone, default_kind, device, dit::TorchDit,
-    layers::Loader, probe::Probe,
+    ModelError,
+    action_head::ActionHead,
+    backbone::Backbone,
+    default_kind, device,
+    network::{Network, StageTimes},
+    probe::Probe,
 };
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, OpenOptions},
     engine::EngineChoice,
+    execution::ExecutionMode,
     observation::Observation,
     processor::{
         ModelInputs, NamedActions, Processor, ProcessorError,
@@ -46,6 +51,8 @@ pub struct PolicyOptions {
     pub denoising_steps: Option<usize>,
     /// The TensorRT engine that denoises; None is libtorch.
     pub engine: Option<EngineChoice>,
+    /// How the network is executed.
+    pub mode: ExecutionMode,
 }
 
 /// Why there is no policy, or no prediction.
@@ -163,11 +170,7 @@ pub struct Prediction {
 /// A loaded policy of one embodiment.
 pub struct Policy {
     processor: Processor,
-    backbone: Backbone,
-    head: ActionHead,
-    default_steps: usize,
-    device: Device,
-    kind: Kind,
+    network: Network,
 }
 
 impl Policy {
@@ -183,36 +186,14 @@ impl Policy {
             &OpenOptions { eagle_config: options.eagle_config.clone(), ..OpenOptions::default() },
         )?;
         let processor = Processor::load(&checkpoint, options.tokenizer.as_deref(), &options.embodiment)?;
-        let engine = options.engine.as_ref();
-        let mut policy = Self::assemble(Arc::new(checkpoint), processor, device, kind, engine)?;
-        if let Some(steps) = options.denoising_steps {
-            policy.head.set_steps(steps)?;
-        }
-        Ok(policy)
-    }
-
-    fn assemble(
-        checkpoint: Arc<Checkpoint>,
-        processor: Processor,
-        device: Device,
-        kind: Kind,
-        engine: Option<&EngineChoice>,
-    ) -> Result<Self, PolicyError> {
-        let root = Loader::new(&checkpoint.weights, device, kind);
-        let (model, eagle) = (&checkpoint.config, &checkpoint.eagle);
-        let at = root.at("action_head");
         let embodiment = processor.embodiment_index();
-        // An engine comes first: it is the largest piece of memory, and where it does not fit, that is soon said.
-        let head = match engine {
-            Some(choice) => engine_head(&at, &checkpoint, embodiment, choice)?,
-            None => {
-                let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
-                ActionHead::load(&at, model, embodiment, dit)?
-            }
-        };
-        let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
-        let default_steps = head.steps();
-        Ok(Self { processor, backbone, head, default_steps, device, kind })
+        let mut network =
+            Network::open(&Arc::new(checkpoint), embodiment, device, kind, options.engine.as_ref())?;
+        if let Some(steps) = options.denoising_steps {
+            network.set_denoising_steps(steps)?;
+        }
+        network.set_mode(options.mode)?;
+        Ok(Self { processor, network })
     }
 
     /// What turns observations into inputs and outputs into actions.
@@ -220,54 +201,59 @@ impl Policy {
         &self.processor
     }
 
+    /// The network.
+    pub fn network(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
     /// The backbone.
     pub fn backbone(&mut self) -> &mut Backbone {
-        &mut self.backbone
+        self.network.backbone()
     }
 
     /// The action head.
     pub fn head(&mut self) -> &mut ActionHead {
-        &mut self.head
-    }
-
-    /// Both at once: what the backbone says borrows from it while the head uses it.
-    pub fn network(&mut self) -> (&mut Backbone, &mut ActionHead) {
-        (&mut self.backbone, &mut self.head)
+        self.network.head()
     }
 
     /// Where the network runs.
-    pub fn device(&self) -> Device {
-        self.device
+    pub fn device(&self) -> tch::Device {
+        self.network.device()
     }
 
-    /// Where and how the network runs, e.g. `Cpu Float, DiT: libtorch Float on Cpu`.
+    /// Where and how the network runs, e.g. `Cpu Float, mode eager, DiT: libtorch Float on Cpu`.
     pub fn identity(&self) -> String {
-        format!("{:?} {:?}, DiT: {}", self.device, self.kind, self.head.engine().identity())
+        self.network.identity()
     }
 
     /// What runs the backbone and what runs the DiT, for people.
     pub fn identities(&self) -> (String, String) {
-        (format!("libtorch {:?} on {:?}", self.kind, self.device), self.head.engine().identity())
+        self.network.identities()
     }
 
     /// Denoising steps in force.
     pub fn denoising_steps(&self) -> usize {
-        self.head.steps()
+        self.network.denoising_steps()
     }
 
     /// Rows and columns of the noise: (action horizon, max action dim).
     pub fn noise_shape(&self) -> (usize, usize) {
-        self.head.noise_shape()
+        self.network.noise_shape()
     }
 
     /// Denoising steps that the checkpoint asks for.
     pub fn default_denoising_steps(&self) -> usize {
-        self.default_steps
+        self.network.default_denoising_steps()
     }
 
     /// Changes the number of denoising steps.
     pub fn set_denoising_steps(&mut self, steps: usize) -> Result<(), PolicyError> {
-        Ok(self.head.set_steps(steps)?)
+        Ok(self.network.set_denoising_steps(steps)?)
+    }
+
+    /// How often an observation must be predicted until the next prediction of its kind takes its usual time.
+    pub fn warm_up_predictions(&self) -> usize {
+        if self.network.runner().is_some() { 2 } else { 1 }
     }
 
     /// One tick.
@@ -278,7 +264,7 @@ impl Policy {
         let start = Instant::now();
         let PredictRequest { observation, noise, planned, denoising_steps } = request;
         if let Some(steps) = *denoising_steps {
-            self.head.set_steps(steps)?;
+            self.network.set_denoising_steps(steps)?;
         }
         let inputs = self.processor.prepare(observation)?;
         let shape = self.noise_shape();
@@ -327,81 +313,9 @@ impl Policy {
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, Timing), PolicyError> {
         let start = Instant::now();
-        let backbone = &mut self.backbone;
-        let features = backbone.forward(
-            inputs.images.view(),
-            inputs.input_ids.view(),
-            inputs.attention_mask.view(),
-            probe,
-        )?;
-        let vision = features.vision_done - start;
-        let language = features.vision_done.elapsed();
-        let head_start = Instant::now();
-        let state = to_tensor(inputs.state.view())?;
-        let tokens = self.head.condition(&features.features, features.layout, &state, probe)?;
-        let actions = self.head.denoise_guided(&tokens, &to_tensor(noise)?, guidance, probe)?;
-        let actions = to_array(&actions)?;
-        let bad = actions.iter().filter(|v| !v.is_finite()).count() as i64;
-        if bad > 0 {
-            let broken = count_non_finite(&features.features)?;
-            let (stage, count) = if broken > 0 { ("backbone", broken) } else { ("action head", bad) };
-            return Err(ModelError::NonFinite { stage, count }.into());
-        }
-        let timing = Timing {
-            vision,
-            language,
-            action_head: head_start.elapsed(),
-            total: start.elapsed(),
-            ..Timing::default()
-        };
-        Ok((actions, timing))
+        let (actions, StageTimes { vision, language, action_head }) =
+            self.network.run(inputs, noise, guidance, probe)?;
+        let total = start.elapsed();
+        Ok((actions, Timing { vision, language, action_head, total, ..Timing::default() }))
     }
-}
-
-#[cfg(feature = "tensorrt")]
-fn engine_head(
-    at: &Loader,
-    checkpoint: &Arc<Checkpoint>,
-    embodiment: usize,
-    choice: &EngineChoice,
-) -> Result<ActionHead, ModelError> {
-    super::tensorrt::load(at, checkpoint, embodiment, choice)
-}
-
-#[cfg(not(feature = "tensorrt"))]
-fn engine_head(
-    _at: &Loader,
-    _checkpoint: &Arc<Checkpoint>,
-    _embodiment: usize,
-    choice: &EngineChoice,
-) -> Result<ActionHead, ModelError> {
-    Err(ModelError::Input {
-        what: "TensorRT engine",
-        expected: "a program built with the feature `tensorrt`".to_owned(),
-        found: format!("one without, asked for a {} engine in {}", choice.precision, choice.folder.display()),
-    })
-}
-
-fn count_non_finite(x: &Tensor) -> Result<i64, ModelError> {
-    let bad = x.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?;
-    Ok(bad.f_int64_value(&[])?)
-}
-
-/// A tensor of the values, f32 on the CPU.
-pub(crate) fn to_tensor(values: ArrayView3<f32>) -> Result<Tensor, ModelError> {
-    let (a, b, c) = values.dim();
-    let flat: Vec<f32> = values.iter().copied().collect();
-    Ok(Tensor::f_from_slice(&flat)?.f_reshape([a as i64, b as i64, c as i64])?)
-}
-
-/// The values of a tensor of three axes as f32.
-pub(crate) fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
-    let size = tensor.size();
-    let flat = device::to_host(tensor)?;
-    let shape = (size[0] as usize, size[1] as usize, size[2] as usize);
-    Array3::from_shape_vec(shape, flat).map_err(|error| ModelError::Input {
-        what: "action chunk",
-        expected: format!("{shape:?}"),
-        found: error.to_string(),
-    })
 }

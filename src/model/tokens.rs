@@ -41,6 +41,20 @@ impl TokenGroup {
         Ok(Self { index, length: length as i64, batch, mask })
     }
 
+    /// Takes over a group of the same shape; no tensor moves.
+    fn refill(&mut self, other: &Self) -> Result<(), ModelError> {
+        self.index.f_copy_(&other.index)?;
+        if let (Some(mask), Some(other)) = (&mut self.mask, &other.mask) {
+            mask.f_copy_(other)?;
+        }
+        Ok(())
+    }
+
+    fn deep_copy(&self) -> Result<Self, ModelError> {
+        let mask = self.mask.as_ref().map(duplicate).transpose()?;
+        Ok(Self { index: duplicate(&self.index)?, length: self.length, batch: self.batch, mask })
+    }
+
     /// (B, S, D) → (B, L, D).
     pub fn gather(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let width = x.size().last().copied().unwrap_or(0);
@@ -62,6 +76,13 @@ impl TokenGroup {
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
+}
+
+/// A tensor of the same values in memory of its own.
+pub(super) fn duplicate(tensor: &Tensor) -> Result<Tensor, ModelError> {
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
 }
 
 /// The layout of a batch of prompts.
@@ -128,6 +149,52 @@ impl TokenLayout {
             image: TokenGroup::new(&image, seq_len, device)?,
             text: TokenGroup::new(&text, seq_len, device)?,
             padding,
+        })
+    }
+
+    /// Everything that decides the shape of any of its tensors, and which there are.
+    pub fn shape(&self) -> Vec<i64> {
+        let optional = [&self.image.mask, &self.text.mask, &self.padding];
+        let mut shape = vec![self.batch(), self.seq_len(), self.image.len(), self.text.len()];
+        shape.extend(optional.map(|tensor| i64::from(tensor.is_some())));
+        shape
+    }
+
+    /// Takes over a layout of the same shape; no tensor moves.
+    ///
+    /// # Errors
+    /// A layout of another shape.
+    pub fn refill(&mut self, other: &Self) -> Result<(), ModelError> {
+        if self.shape() != other.shape() {
+            return Err(ModelError::Input {
+                what: "layout of the prompt",
+                expected: format!("{:?}", self.shape()),
+                found: format!("{:?}", other.shape()),
+            });
+        }
+        self.input_ids.f_copy_(&other.input_ids)?;
+        self.image.refill(&other.image)?;
+        self.text.refill(&other.text)?;
+        if let (Some(padding), Some(other)) = (&mut self.padding, &other.padding) {
+            padding.f_copy_(other)?;
+        }
+        self.ids.clone_from(&other.ids);
+        self.valid.clone_from(&other.valid);
+        Ok(())
+    }
+
+    /// The same in memory of its own.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn deep_copy(&self) -> Result<Self, ModelError> {
+        Ok(Self {
+            ids: self.ids.clone(),
+            valid: self.valid.clone(),
+            input_ids: duplicate(&self.input_ids)?,
+            image: self.image.deep_copy()?,
+            text: self.text.deep_copy()?,
+            padding: self.padding.as_ref().map(duplicate).transpose()?,
         })
     }
 

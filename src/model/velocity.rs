@@ -1,9 +1,12 @@
 //! One denoising step as a whole, behind the trait that every way of running it implements.
 
+use std::any::Any;
+
 use tch::{Kind, Tensor};
 
 use super::{
     ModelError,
+    cuda::Stream,
     dit::DitEngine,
     embodiment::{ActionEncoder, Mlp},
     layers::Loader,
@@ -11,6 +14,9 @@ use super::{
     tokens::TokenLayout,
 };
 use crate::checkpoint::ModelConfig;
+
+/// Something that is kept because its memory is in use. Dropped, it may be freed at once.
+pub type Retained = Box<dyn Any + Send>;
 
 /// Noisy actions to velocity: action encoder, diffusion transformer and action decoder of one embodiment.
 ///
@@ -22,6 +28,26 @@ pub trait VelocityEngine: Send {
 
     /// Fixes the timestep bucket of each denoising step and computes what depends on it alone.
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError>;
+
+    /// What the last tick worked on and the engine may let go: what depends on the timesteps alone, and memory of its own
+    /// for ticks of that shape. Whoever captured the tick keeps it, since the graph holds its addresses.
+    fn retained(&self) -> Vec<Retained> {
+        Vec::new()
+    }
+
+    /// Queues work that libtorch does not queue itself on `stream`, libtorch's current one from now on.
+    ///
+    /// # Errors
+    /// The stream belongs to another device.
+    fn queue_on(&mut self, _stream: &Stream) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    /// Whether [`condition`](Self::condition) and [`velocity`](Self::velocity) may be captured as parts of a CUDA graph: they
+    /// queue work of fixed shape on libtorch's current stream, and neither wait for it nor read the host's memory.
+    fn capturable(&self) -> bool {
+        false
+    }
 
     /// Takes the context (B, S, D) of a tick, after its norm, tokens sorted by `layout`.
     fn condition(
@@ -87,6 +113,17 @@ impl VelocityEngine for LayeredVelocity {
     fn set_timesteps(&mut self, timesteps: &[i64]) -> Result<(), ModelError> {
         self.action_encoder.set_timesteps(timesteps)?;
         self.dit.set_timesteps(timesteps)
+    }
+
+    fn retained(&self) -> Vec<Retained> {
+        let mut retained = self.dit.retained();
+        retained
+            .extend(self.action_encoder.retained().into_iter().map(|tensor| Box::new(tensor) as Retained));
+        retained
+    }
+
+    fn capturable(&self) -> bool {
+        self.dit.capturable()
     }
 
     fn condition(

@@ -4,7 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
-    layers::{LayerNorm, Linear, Loader, backbone_attention, merge_heads, split_heads},
+    layers::{JoinedLinear, LayerNorm, Linear, Loader, backbone_attention, merge_heads, split_heads},
+    operators::BackboneOperators,
     probe::Probe,
 };
 use crate::checkpoint::EagleConfig;
@@ -56,6 +57,8 @@ pub fn pixel_unshuffle(x: &Tensor, rows: i64, columns: i64) -> Result<Tensor, Mo
 #[derive(Debug)]
 pub struct VisionLayer {
     norm1: LayerNorm,
+    /// Query, key and value; below as views.
+    joined: JoinedLinear,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -69,11 +72,14 @@ pub struct VisionLayer {
 impl VisionLayer {
     fn load(at: &Loader, heads: usize, eps: f64) -> Result<Self, ModelError> {
         let attn = at.at("self_attn");
+        let (joined, [query, key, value]) =
+            JoinedLinear::load([&attn.at("q_proj"), &attn.at("k_proj"), &attn.at("v_proj")])?;
         Ok(Self {
             norm1: LayerNorm::load(&at.at("layer_norm1"), eps)?,
-            query: Linear::load(&attn.at("q_proj"))?,
-            key: Linear::load(&attn.at("k_proj"))?,
-            value: Linear::load(&attn.at("v_proj"))?,
+            joined,
+            query,
+            key,
+            value,
             out: Linear::load(&attn.at("out_proj"))?,
             norm2: LayerNorm::load(&at.at("layer_norm2"), eps)?,
             fc1: Linear::load(&at.at("mlp.fc1"))?,
@@ -98,6 +104,30 @@ impl VisionLayer {
     /// The feed-forward half, (N, P, D), without norm and residual.
     pub fn feed_forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.fc2.forward(&self.fc1.forward(x)?.f_gelu("tanh")?)?)
+    }
+
+    /// The layer with one product for query, key and value, on the residual stream `x` (N, P, D), which first takes up
+    /// `addend`. Returns what the stream is to take up next.
+    fn forward_joined(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        operators: &dyn BackboneOperators,
+    ) -> Result<Tensor, ModelError> {
+        let normed = operators.layer_norm(x, addend, &self.norm1)?;
+        let parts = self.joined.forward(&normed)?.f_chunk(3, -1)?;
+        let [q, k, v] = parts.as_slice() else {
+            return Err(ModelError::Input {
+                what: "query, key and value",
+                expected: "three of the same width".to_owned(),
+                found: parts.len().to_string(),
+            });
+        };
+        let split = |x: &Tensor| split_heads(x, self.heads);
+        let attended = backbone_attention(&split(q)?, &split(k)?, &split(v)?, None, false)?;
+        let attended = self.out.forward(&merge_heads(&attended)?)?;
+        let normed = operators.layer_norm(x, Some(&attended), &self.norm2)?;
+        Ok(self.fc2.forward(&operators.linear_gelu(&normed, &self.fc1)?)?)
     }
 
     /// (N, P, D) → (N, P, D); `name` is where the probe files the halves.
@@ -216,16 +246,21 @@ impl VisionTower {
         Ok(positions)
     }
 
+    /// Position embeddings for frames of `height` x `width` pixels.
+    pub fn positions_of(&mut self, height: i64, width: i64) -> Result<Tensor, ModelError> {
+        self.positions(height / self.patch, width / self.patch)
+    }
+
     /// Patch embedding plus position embedding of values (N, H, W, 3): (N, P, D).
     pub fn embed(&mut self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let size = pixels.size();
-        let positions = self.positions(size[1] / self.patch, size[2] / self.patch)?;
+        let positions = self.positions_of(size[1], size[2])?;
         let patches = patchify(pixels, self.patch)?;
         Ok(self.patch_embedding.forward(&patches)?.f_add(&positions)?)
     }
 
-    /// Frames of bytes (N, H, W, 3), H and W multiples of two patches → image tokens (N, P/4, language width).
-    pub fn forward(&mut self, frames: &Tensor, probe: &mut Probe) -> Result<Tensor, ModelError> {
+    /// Rows and columns of patches of frames (N, H, W, 3).
+    fn grid(&self, frames: &Tensor) -> Result<(i64, i64), ModelError> {
         let size = frames.size();
         let cell = self.patch * UNSHUFFLE;
         if size.len() != 4
@@ -240,7 +275,31 @@ impl VisionTower {
                 found: format!("{size:?}"),
             });
         }
-        let (rows, columns) = (size[1] / self.patch, size[2] / self.patch);
+        Ok((size[1] / self.patch, size[2] / self.patch))
+    }
+
+    /// [`forward`](Self::forward) with joined products and the given operators; it rounds as they do.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_joined(
+        &mut self,
+        frames: &Tensor,
+        operators: &dyn BackboneOperators,
+    ) -> Result<Tensor, ModelError> {
+        let (rows, columns) = self.grid(frames)?;
+        let mut x = self.embed(&normalize_pixels(&frames.f_to_device(self.device)?, self.kind)?)?;
+        let mut addend = None;
+        for layer in &self.layers {
+            addend = Some(layer.forward_joined(&mut x, addend.as_ref(), operators)?);
+        }
+        let x = operators.layer_norm(&mut x, addend.as_ref(), &self.post_norm)?;
+        self.connector.forward(&pixel_unshuffle(&x, rows, columns)?, &mut Probe::off())
+    }
+
+    /// Frames of bytes (N, H, W, 3), H and W multiples of two patches → image tokens (N, P/4, language width).
+    pub fn forward(&mut self, frames: &Tensor, probe: &mut Probe) -> Result<Tensor, ModelError> {
+        let (rows, columns) = self.grid(frames)?;
         if probe.is_on() {
             probe.record(|| "vision.pos_embed".to_owned(), &self.positions(rows, columns)?);
         }

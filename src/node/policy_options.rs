@@ -18,5 +18,6 @@ pub fn policy_options(config: &NodeConfig) -> PolicyOptions {
         kind: None,
         denoising_steps: config.denoising_steps,
         engine: config.engine.clone(),
+        mode: config.mode,
     }
 }

@@ -33,7 +33,9 @@ use self::{
     text::{PromptTokenizer, TextError, left_pad},
 };
 use crate::{
-    checkpoint::{Checkpoint, side_file::SideFileError},
+    checkpoint::{
+        Checkpoint, processor_config::ProcessorConfig, side_file::SideFileError, statistics::Statistics,
+    },
     observation::Observation,
 };
 
@@ -140,25 +142,38 @@ impl Processor {
         tokenizer: Option<&Path>,
         embodiment: &str,
     ) -> Result<Self, ProcessorError> {
-        let (config, statistics) = (&checkpoint.processor, &checkpoint.statistics);
-        let modalities = config.embodiment(embodiment)?;
-        let embodiment_index =
-            checkpoint.embodiments.index(embodiment, checkpoint.config.max_num_embodiments)?;
+        let index = checkpoint.embodiments.index(embodiment, checkpoint.config.max_num_embodiments)?;
         let own = checkpoint.dir.join("tokenizer");
         let tokenizer = match tokenizer {
             Some(folder) => folder.to_owned(),
             None if own.is_dir() => own,
             None => checkpoint.dir.clone(),
         };
+        let prompt = PromptTokenizer::load(&tokenizer)?;
+        Self::assemble(&checkpoint.processor, &checkpoint.statistics, embodiment, index, prompt)
+    }
+
+    /// From its parts; `index` is the embodiment's slice of the weights.
+    ///
+    /// # Errors
+    /// What does not fit between settings and statistics.
+    pub fn assemble(
+        config: &ProcessorConfig,
+        statistics: &Statistics,
+        embodiment: &str,
+        index: usize,
+        prompt: PromptTokenizer,
+    ) -> Result<Self, ProcessorError> {
+        let modalities = config.embodiment(embodiment)?;
         Ok(Self {
             embodiment: embodiment.to_owned(),
-            embodiment_index,
+            embodiment_index: index,
             cameras: modalities.video.modality_keys.clone(),
             video_deltas: modalities.video.delta_indices.clone(),
             state_deltas: modalities.state.delta_indices.clone(),
             image: ImageTransform::new(config.shortest_image_edge, config.crop_fraction)
                 .map_err(ProcessorError::ImageSettings)?,
-            prompt: PromptTokenizer::load(&tokenizer)?,
+            prompt,
             formalize: config.formalize_language,
             state: StateProcessor::new(config, statistics, embodiment)?,
             action: ActionProcessor::new(config, statistics, embodiment)?,

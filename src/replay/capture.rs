@@ -11,7 +11,7 @@ use crate::{
     model::{
         ModelError,
         device::synchronize,
-        policy::{Policy, Timing, to_array, to_tensor},
+        network::{Network, to_array, to_tensor},
         probe::Probe,
     },
     processor::ModelInputs,
@@ -41,14 +41,14 @@ impl Capture {
     /// Runs a tick with the probe on; returns the normalised actions too.
     ///
     /// # Errors
-    /// See [`Policy::run`].
+    /// See [`Network::run`].
     pub fn record(
-        policy: &mut Policy,
+        network: &mut Network,
         inputs: &ModelInputs,
         noise: &Array3<f32>,
-    ) -> Result<(Self, Array3<f32>, Timing), ReplayError> {
+    ) -> Result<(Self, Array3<f32>), ReplayError> {
         let mut probe = Probe::on();
-        let (normalised, timing) = policy.run(inputs, noise.view(), &mut probe)?;
+        let (normalised, _) = network.run(inputs, noise.view(), None, &mut probe)?;
         let kept = |name: String| -> Result<Tensor, ModelError> {
             let tensor = probe.get(&name).ok_or_else(|| ModelError::Input {
                 what: "capture",
@@ -57,7 +57,7 @@ impl Capture {
             })?;
             Ok(tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
         };
-        let steps = (0..policy.head().steps())
+        let steps = (0..network.head().steps())
             .map(|step| {
                 let velocity = to_array(&kept(format!("head.step{step}.velocity"))?)?;
                 Ok(CapturedStep {
@@ -73,24 +73,24 @@ impl Capture {
             features: kept("backbone_features".to_owned())?,
             steps,
         };
-        Ok((capture, normalised, timing))
+        Ok((capture, normalised))
     }
 
     /// Gives a mode's action head the captured inputs at each step and adds what differs to `errors`.
     ///
     /// # Errors
     /// The head refuses, or has another number of steps.
-    pub fn compare(&self, policy: &mut Policy, errors: &mut DenoisingErrors) -> Result<(), ReplayError> {
-        let found = policy.head().steps();
+    pub fn compare(&self, network: &mut Network, errors: &mut DenoisingErrors) -> Result<(), ReplayError> {
+        let found = network.head().steps();
         if found != self.steps.len() {
             let expected = self.steps.len().to_string();
             let found = found.to_string();
             return Err(ModelError::Input { what: "denoising steps", expected, found }.into());
         }
-        let tokens = self.condition(policy)?;
+        let tokens = self.condition(network)?;
         for (step, captured) in self.steps.iter().enumerate() {
             let actions = captured.actions.f_to_device(tokens.device()).map_err(ModelError::from)?;
-            let velocity = policy.head().velocity(&tokens, &actions, step, &mut Probe::off())?;
+            let velocity = network.head().velocity(&tokens, &actions, step, &mut Probe::off())?;
             let tested: Vec<f32> = to_array(&velocity)?.into_iter().collect();
             errors.push(step, &captured.velocity, &tested)?;
         }
@@ -102,23 +102,23 @@ impl Capture {
     ///
     /// # Errors
     /// The head refuses.
-    pub fn time_denoising(&self, policy: &mut Policy) -> Result<Duration, ReplayError> {
-        let tokens = self.condition(policy)?;
+    pub fn time_denoising(&self, network: &mut Network) -> Result<Duration, ReplayError> {
+        let tokens = self.condition(network)?;
         let Some(first) = self.steps.first() else { return Ok(Duration::ZERO) };
         let device = tokens.device();
         let noise = first.actions.f_to_device(device).map_err(ModelError::from)?;
         synchronize(device);
         let start = Instant::now();
-        let actions = policy.head().denoise(&tokens, &noise, &mut Probe::off())?;
+        let actions = network.head().denoise(&tokens, &noise, &mut Probe::off())?;
         synchronize(device);
         let time = start.elapsed();
         drop(actions);
         Ok(time)
     }
 
-    fn condition(&self, policy: &mut Policy) -> Result<Tensor, ReplayError> {
-        let layout = policy.backbone().layout(self.input_ids.view(), self.attention_mask.view())?;
-        let head = policy.head();
+    fn condition(&self, network: &mut Network) -> Result<Tensor, ReplayError> {
+        let layout = network.backbone().layout(self.input_ids.view(), self.attention_mask.view())?;
+        let head = network.head();
         let features = head.adopt(&self.features)?;
         let state = to_tensor(self.state.view())?;
         Ok(head.condition(&features, &layout, &state, &mut Probe::off())?)

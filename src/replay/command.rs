@@ -27,11 +27,16 @@ use crate::{
 /// first mode is the reference for the others. Also takes --ros-args with parameters replay.NAME, where NAME is that of an
 /// option here (replay.modes, replay.bag, ...), and all parameters of policy_node.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "benchmark_replay", version)]
+#[command(
+    name = "benchmark_replay",
+    version,
+    after_help = "benchmark_replay bench --help: all modes on random inputs, without recording or checkpoint\n\
+                  benchmark_replay roofline --help: the least time that bytes and FLOPs allow"
+)]
 pub struct Command {
     #[command(flatten)]
     pub recording: RecordingOptions,
-    /// What runs the network, the reference first: torch, torch-f32, torch-bf16, tensorrt-fp32, tensorrt-fp16,
+    /// What runs the network, the reference first: torch, torch-graph, torch-f32, torch-bf16, tensorrt-fp32, tensorrt-fp16,
     /// tensorrt-bf16, tensorrt-int8
     #[arg(long, value_delimiter = ',', default_value = "torch", value_name = "MODE,..")]
     pub modes: Vec<Mode>,

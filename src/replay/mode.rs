@@ -7,6 +7,7 @@ use tch::Kind;
 use crate::{
     engine::{EngineChoice, Precision},
     evaluation::ModeIdentity,
+    execution::ExecutionMode,
     model::policy::PolicyOptions,
 };
 
@@ -15,6 +16,8 @@ use crate::{
 pub enum Mode {
     /// libtorch in the device's own type: bf16 on CUDA, f32 on the CPU.
     Torch,
+    /// The same, captured as CUDA graphs.
+    TorchGraph,
     /// libtorch in f32.
     TorchF32,
     /// libtorch in bf16.
@@ -28,8 +31,9 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Torch,
+        Self::TorchGraph,
         Self::TorchF32,
         Self::TorchBf16,
         Self::TensorRtFp32,
@@ -42,6 +46,7 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Self::Torch => "torch",
+            Self::TorchGraph => "torch-graph",
             Self::TorchF32 => "torch-f32",
             Self::TorchBf16 => "torch-bf16",
             Self::TensorRtFp32 => "tensorrt-fp32",
@@ -54,7 +59,7 @@ impl Mode {
     /// What its engine computes in; None where libtorch runs everything.
     pub fn precision(self) -> Option<Precision> {
         match self {
-            Self::Torch | Self::TorchF32 | Self::TorchBf16 => None,
+            Self::Torch | Self::TorchGraph | Self::TorchF32 | Self::TorchBf16 => None,
             Self::TensorRtFp32 => Some(Precision::Fp32),
             Self::TensorRtFp16 => Some(Precision::Fp16),
             Self::TensorRtBf16 => Some(Precision::Bf16),
@@ -62,8 +67,16 @@ impl Mode {
         }
     }
 
-    /// The options of a policy in this mode, with engines from `engines`, built there where `auto_build` says so. An engine of
-    /// the base is not taken over: the mode says what runs.
+    /// How the network is executed.
+    pub fn execution(self) -> ExecutionMode {
+        match self {
+            Self::TorchGraph => ExecutionMode::Graph,
+            _ => ExecutionMode::Eager,
+        }
+    }
+
+    /// The options of a policy in this mode, with engines from `engines`, built there where `auto_build` says so. Engine and
+    /// execution of the base are not taken over: the mode says what runs, and how.
     pub fn options(self, base: &PolicyOptions, engines: &Path, auto_build: bool) -> PolicyOptions {
         let kind = match self {
             Self::TorchF32 => Some(Kind::Float),
@@ -75,7 +88,7 @@ impl Mode {
             precision,
             auto_build,
         });
-        PolicyOptions { kind, engine, ..base.clone() }
+        PolicyOptions { kind, engine, mode: self.execution(), ..base.clone() }
     }
 
     /// How the mode is called before a policy of it is loaded.
@@ -123,6 +136,8 @@ mod tests {
         let engine = EngineChoice { folder: "engines".into(), precision: Precision::Int8, auto_build: true };
         assert_eq!((hybrid.kind, hybrid.engine.as_ref()), (base.kind, Some(&engine)));
         assert_eq!(Mode::Torch.options(&hybrid, Path::new("engines"), true).engine, None);
+        assert_eq!(Mode::TorchGraph.options(&hybrid, Path::new("engines"), true).mode, ExecutionMode::Graph);
+        assert_eq!(Mode::Torch.options(&base, Path::new("engines"), true).mode, ExecutionMode::Eager);
         let error = "tensorflow".parse::<Mode>().unwrap_err().to_string();
         assert!(error.contains("torch-bf16") && error.contains("\"tensorflow\""), "{error}");
     }

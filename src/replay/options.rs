@@ -13,6 +13,7 @@ use super::source::Recording;
 use crate::{
     checkpoint::{Checkpoint, OpenOptions},
     evaluation::{ActionGroup, Dimension},
+    execution::ExecutionMode,
     model::policy::PolicyOptions,
     node::{arguments::RosArguments, config::NodeConfig, policy_options::policy_options},
     processor::Processor,
@@ -161,6 +162,8 @@ impl RecordingOptions {
                 kind: None,
                 denoising_steps: self.denoising_steps,
                 engine: None,
+                // Each mode of the replay has its own.
+                mode: ExecutionMode::Eager,
             }
         } else {
             policy_options(&self.node_config(arguments, node)?)

@@ -312,15 +312,15 @@ impl Pass<'_> {
         if self.is_reference {
             let inputs = self.policy.processor().prepare(&sample.observation)?;
             let noise = seeded_noise(seed, self.policy.noise_shape()).insert_axis(Axis(0));
-            let (capture, ..) = Capture::record(self.policy, &inputs, &noise)?;
+            let (capture, _) = Capture::record(self.policy.network(), &inputs, &noise)?;
             self.reference.captures.insert(place, capture);
         }
         let Some(capture) = self.reference.captures.get(&place) else { return Ok(()) };
         if !self.is_reference {
-            capture.compare(self.policy, &mut self.measurement.denoising)?;
+            capture.compare(self.policy.network(), &mut self.measurement.denoising)?;
         }
         for _ in 0..self.options.iterations {
-            let time = capture.time_denoising(self.policy)?;
+            let time = capture.time_denoising(self.policy.network())?;
             self.measurement.latency(Component::Dit).push(time);
         }
         let request = PredictRequest::new(sample.observation.clone(), Noise::Seed(seed));

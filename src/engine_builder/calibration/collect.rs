@@ -28,8 +28,10 @@ use crate::{
     evaluation::{Interrupt, Progress},
     model::{
         ModelError, default_kind, device,
-        policy::{Policy, PolicyOptions, seeded_noise, to_tensor},
+        network::to_tensor,
+        policy::{Policy, PolicyOptions, seeded_noise},
         probe::Probe,
+        tick,
     },
     node::{arguments::RosArguments, tool_command::Tool},
     recording::bag::TruthSource,
@@ -174,7 +176,7 @@ fn recorded(
             let noise = seeded_noise(command.seed.wrapping_add(number), policy.noise_shape());
             let noise = to_tensor(noise.insert_axis(ndarray::Axis(0)).view())?;
             let state = to_tensor(inputs.state.view())?;
-            let (backbone, head) = policy.network();
+            let tick::Parts { backbone, head, .. } = policy.network().parts();
             let features = backbone.forward(
                 inputs.images.view(),
                 inputs.input_ids.view(),

@@ -17,7 +17,7 @@ use crate::{
         backbone::image_token,
         synthetic::{self, SyntheticTick},
     },
-    model::policy::{seeded_noise, to_array},
+    model::{network::to_array, policy::seeded_noise},
     observation::Observation,
     processor::Processor,
 };

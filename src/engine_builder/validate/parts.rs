@@ -22,7 +22,7 @@ use crate::{
     model::{
         device::to_host,
         layers::Loader,
-        policy::to_tensor,
+        network::to_tensor,
         probe::Probe,
         tensorrt::{CrossProjections, step_terms_tensor},
         tokens::TokenLayout,

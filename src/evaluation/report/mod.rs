@@ -2,8 +2,8 @@
 
 pub mod csv;
 mod html;
-mod number;
-mod table;
+pub(crate) mod number;
+pub(crate) mod table;
 pub mod terminal;
 
 pub use html::page;

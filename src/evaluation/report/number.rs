@@ -1,7 +1,7 @@
 //! Figures as text.
 
 /// A latency in milliseconds, to three or four digits.
-pub(super) fn milliseconds(value: f64) -> String {
+pub(crate) fn milliseconds(value: f64) -> String {
     match value {
         _ if value < 9.995 => format!("{value:.2}"),
         _ if value < 999.95 => format!("{value:.1}"),
@@ -10,7 +10,7 @@ pub(super) fn milliseconds(value: f64) -> String {
 }
 
 /// An error: plain where it is of everyday size, with an exponent where it is tiny or huge.
-pub(super) fn error(value: f64) -> String {
+pub(crate) fn error(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         size if !(0.001..10_000.0).contains(&size) => format!("{value:.2e}"),
@@ -22,7 +22,7 @@ pub(super) fn error(value: f64) -> String {
 }
 
 /// A cosine to six decimals; nearer to one, what is missing.
-pub(super) fn cosine(value: f64) -> String {
+pub(crate) fn cosine(value: f64) -> String {
     let missing = 1.0 - value;
     if value == 1.0 {
         "1".to_owned()
@@ -34,12 +34,12 @@ pub(super) fn cosine(value: f64) -> String {
 }
 
 /// Ticks per second.
-pub(super) fn rate(value: f64) -> String {
+pub(crate) fn rate(value: f64) -> String {
     if value < 99.95 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
 /// How many times.
-pub(super) fn ratio(value: f64) -> String {
+pub(crate) fn ratio(value: f64) -> String {
     match value {
         _ if value < 0.01 => format!("{value:.1e}x"),
         _ if value < 9.995 => format!("{value:.2}x"),
@@ -49,7 +49,7 @@ pub(super) fn ratio(value: f64) -> String {
 }
 
 /// A whole number with its thousands parted.
-pub(super) fn count(value: u64) -> String {
+pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let groups = digits.as_bytes().rchunks(3).rev();
     let groups: Vec<String> = groups.map(|group| String::from_utf8_lossy(group).into_owned()).collect();
@@ -57,14 +57,14 @@ pub(super) fn count(value: u64) -> String {
 }
 
 /// Bytes as GiB or MiB.
-pub(super) fn bytes(value: u64) -> String {
+pub(crate) fn bytes(value: u64) -> String {
     let mib = value as f64 / (1u64 << 20) as f64;
     if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
 }
 
 /// Text from outside for a terminal or a page: control characters, and those that turn the direction of writing or cannot
 /// be seen, are shown as a replacement character.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let hidden = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')

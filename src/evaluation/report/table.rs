@@ -10,7 +10,7 @@ use super::{
 
 /// A cell.
 #[derive(Debug, Clone)]
-pub(super) enum Cell {
+pub(crate) enum Cell {
     /// Words, also from outside.
     Text(String),
     /// A figure and how it is shown.
@@ -26,12 +26,12 @@ pub(super) enum Cell {
 }
 
 impl Cell {
-    pub(super) fn figure(value: Option<f64>, show: fn(f64) -> String) -> Self {
+    pub(crate) fn figure(value: Option<f64>, show: fn(f64) -> String) -> Self {
         value.map_or(Self::None, |value| Self::Figure(value, show))
     }
 
     /// A figure of an error.
-    pub(super) fn of_error(
+    pub(crate) fn of_error(
         errors: Option<&ErrorSummary>,
         value: Option<f64>,
         show: fn(f64) -> String,
@@ -43,7 +43,7 @@ impl Cell {
     }
 
     /// For people.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         match self {
             Self::Text(text) => number::printable(text),
             Self::Figure(value, show) => show(*value),
@@ -55,7 +55,7 @@ impl Cell {
     }
 
     /// For programs: all digits, nothing where there is no figure.
-    pub(super) fn raw(&self) -> String {
+    pub(crate) fn raw(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Figure(value, _) => value.to_string(),
@@ -66,14 +66,14 @@ impl Cell {
         }
     }
 
-    pub(super) fn is_text(&self) -> bool {
+    pub(crate) fn is_text(&self) -> bool {
         matches!(self, Self::Text(_))
     }
 }
 
 /// A table.
 #[derive(Debug, Clone)]
-pub(super) struct Table {
+pub(crate) struct Table {
     /// Name of its CSV file, without the extension.
     pub name: &'static str,
     /// Heading.
@@ -86,16 +86,16 @@ pub(super) struct Table {
     pub keys: usize,
 }
 
-fn columns(columns: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn columns(columns: &[(&str, &str)]) -> Vec<(String, String)> {
     columns.iter().map(|(name, heading)| ((*name).to_owned(), (*heading).to_owned())).collect()
 }
 
-fn text(text: &str) -> Cell {
+pub(crate) fn text(text: &str) -> Cell {
     Cell::Text(text.to_owned())
 }
 
 /// Modes with latencies and errors; three rows each: median, p90, p99.
-pub(super) fn modes(run: &Run) -> Table {
+pub(crate) fn modes(run: &Run) -> Table {
     let mut rows = Vec::new();
     for mode in &run.modes {
         type Pick = fn(&super::super::metrics::LatencySummary) -> f64;
@@ -128,7 +128,7 @@ pub(super) fn modes(run: &Run) -> Table {
 }
 
 /// DiT MSE, DiT cosine, end-to-end MSE and MAE.
-pub(super) fn accuracy(run: &Run, mode: &ModeResult) -> Vec<Cell> {
+pub(crate) fn accuracy(run: &Run, mode: &ModeResult) -> Vec<Cell> {
     let dit = mode.denoising.as_ref().map(|denoising| &denoising.overall);
     let recorded = mode.recorded.as_ref().map(|recorded| &recorded.total);
     let mut cells = if run.is_reference(mode) {
@@ -145,7 +145,7 @@ pub(super) fn accuracy(run: &Run, mode: &ModeResult) -> Vec<Cell> {
 }
 
 /// The four figures of an error.
-fn error_cells(errors: &ErrorSummary) -> [Cell; 4] {
+pub(crate) fn error_cells(errors: &ErrorSummary) -> [Cell; 4] {
     [
         Cell::of_error(Some(errors), errors.mse, number::error),
         Cell::of_error(Some(errors), errors.mae, number::error),
@@ -155,7 +155,7 @@ fn error_cells(errors: &ErrorSummary) -> [Cell; 4] {
 }
 
 /// The DiT's errors per denoising step, and their growth.
-pub(super) fn denoising_steps(run: &Run) -> Table {
+pub(crate) fn denoising_steps(run: &Run) -> Table {
     let mut rows = Vec::new();
     for mode in &run.modes {
         if run.is_reference(mode) {
@@ -195,7 +195,7 @@ pub(super) fn denoising_steps(run: &Run) -> Table {
 }
 
 /// Latencies per component.
-pub(super) fn components(run: &Run) -> Table {
+pub(crate) fn components(run: &Run) -> Table {
     let mut rows = Vec::new();
     for mode in &run.modes {
         for latency in &mode.latencies {
@@ -222,7 +222,7 @@ pub(super) fn components(run: &Run) -> Table {
 }
 
 /// Errors against the recording per dimension.
-pub(super) fn dimensions(run: &Run) -> Table {
+pub(crate) fn dimensions(run: &Run) -> Table {
     let mut rows = Vec::new();
     for mode in &run.modes {
         let Some(recorded) = &mode.recorded else { continue };
@@ -265,7 +265,7 @@ pub(super) fn dimensions(run: &Run) -> Table {
 }
 
 /// Errors against the recording per horizon step; the key is empty for all keys together.
-pub(super) fn horizon(run: &Run) -> Table {
+pub(crate) fn horizon(run: &Run) -> Table {
     let mut rows = Vec::new();
     for mode in &run.modes {
         let Some(recorded) = &mode.recorded else { continue };

@@ -105,7 +105,7 @@ fn not_finite(run: &Run) -> Option<String> {
 }
 
 /// Breaks a line at spaces so that it keeps the width.
-fn wrap(text: &str) -> String {
+pub(crate) fn wrap(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let fits = lines.last().is_none_or(|line| {
@@ -124,7 +124,8 @@ fn wrap(text: &str) -> String {
     lines.join("\n")
 }
 
-fn draw(table: &Table) -> String {
+/// A table as lines.
+pub(crate) fn draw(table: &Table) -> String {
     let mut drawn = blank();
     drawn.set_header(table.columns.iter().map(|(_, heading)| heading.as_str()));
     let mut last: Vec<String> = Vec::new();

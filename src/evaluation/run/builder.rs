@@ -197,6 +197,13 @@ impl RunBuilder {
         }
     }
 
+    /// Says what runs a mode, once that is known.
+    pub fn identify(&mut self, identity: ModeIdentity) {
+        if let Some((known, ..)) = self.modes.iter_mut().find(|(known, ..)| known.name == identity.name) {
+            *known = identity;
+        }
+    }
+
     /// Adds a sentence that a reader of a mode's figures must know.
     pub fn note(&mut self, mode: &str, note: impl Into<String>) {
         if let Some((.., notes)) = self.modes.iter_mut().find(|(identity, ..)| identity.name == mode) {

@@ -64,6 +64,8 @@ pub struct Gpu {
     pub memory_mhz: Option<u64>,
     /// Performance state: `P0`.
     pub power_state: String,
+    /// Power in watts, while measuring.
+    pub power_draw_w: Option<u64>,
     /// Power limit in watts.
     pub power_limit_w: Option<u64>,
     /// Degrees Celsius, while measuring.

@@ -1,4 +1,4 @@
-//! One denoising step as a single TensorRT engine, in the memory and on the stream of libtorch.
+//! One denoising step as a single TensorRT engine, in the memory and on the current stream of libtorch.
 //!
 //! Of the transformer's weights only the key and value projections of the cross-attending blocks are in libtorch's memory:
 //! they run once per tick, in the backbone's type. Everything else is inside the engine.
@@ -21,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     ModelError,
+    cuda::{self, Stream},
     layers::{Loader, split_heads},
     probe::Probe,
     tokens::TokenLayout,
@@ -48,7 +49,9 @@ pub enum Queueing {
 pub struct TensorRtVelocity {
     /// First, so that it is dropped before the memory that it works on.
     run: CapturedContext,
-    stream: Arc<CudaStream>,
+    gpu: crate::tensorrt::Device,
+    /// libtorch's current stream when a run was last queued, and its handle as a number.
+    stream: (usize, Arc<CudaStream>),
     actions: Buffer,
     state_tokens: Buffer,
     step_terms: Buffer,
@@ -115,9 +118,8 @@ impl TensorRtVelocity {
             cross.push(buffer);
         }
         let heads = config.diffusion.num_attention_heads as i64;
-        // SAFETY: null is the default stream, which always is. It is libtorch's current one on this thread: nothing in this
-        // program ever sets another.
-        let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
+        // SAFETY: null is the default stream, which always is.
+        let stream = (0, unsafe { gpu.external_stream(std::ptr::null_mut()) });
         let run = match queueing {
             Queueing::Graph => CapturedContext::new(context),
             Queueing::Eager => {
@@ -126,6 +128,7 @@ impl TensorRtVelocity {
         };
         Ok(Self {
             run,
+            gpu,
             stream,
             actions,
             state_tokens,
@@ -142,6 +145,20 @@ impl TensorRtVelocity {
             device,
             identity,
         })
+    }
+
+    /// The stream on which libtorch queues this thread's work, so that inputs and outputs need no wait in between.
+    fn current_stream(&mut self) -> Result<&Arc<CudaStream>, ModelError> {
+        let handle = match cuda::available() {
+            Ok(()) => Stream::current(self.gpu.ordinal())?.handle()?,
+            // Nothing in this program can have chosen another than the default stream then.
+            Err(_) => std::ptr::null_mut(),
+        };
+        if handle as usize != self.stream.0 {
+            // SAFETY: libtorch's streams are of the device's primary context and live until the process ends.
+            self.stream = (handle as usize, unsafe { self.gpu.external_stream(handle) });
+        }
+        Ok(&self.stream.1)
     }
 
     /// Why the runs are queued kernel by kernel, if they are.
@@ -220,7 +237,8 @@ impl VelocityEngine for TensorRtVelocity {
         self.state_tokens.fill(state_tokens)?;
         self.actions.fill(actions)?;
         probe.record(|| format!("head.step{step}.actions_in"), actions);
-        self.run.run(&self.stream)?;
+        let stream = Arc::clone(self.current_stream()?);
+        self.run.run(&stream)?;
         // A copy: the next step writes over it.
         Ok(self.velocity.view()?.f_to_kind(Kind::Float)?.f_add_scalar(0.0)?)
     }

@@ -34,6 +34,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::engine::{EngineChoice, Precision};
+use crate::execution::ExecutionMode;
 use crate::motion::HandoverMode;
 use crate::safety::limits::{JointLimits, LimitSettings};
 use crate::safety::watchdog::{Action, WatchdogConfig};
@@ -58,6 +59,8 @@ pub struct NodeConfig {
     pub embodiment: String,
     /// Where the model runs.
     pub device: Device,
+    /// How the network is executed.
+    pub mode: ExecutionMode,
     /// The TensorRT engine that denoises; `None` for libtorch.
     pub engine: Option<EngineChoice>,
     /// Ticks per second.
@@ -281,6 +284,8 @@ impl NodeConfig {
             embodiment: read.string("embodiment"),
             // The table's check let only known devices through.
             device: read.string("device").parse().unwrap_or(Device::Auto),
+            // The table's check let only known modes through.
+            mode: read.string("mode").parse().unwrap_or_default(),
             engine: read.path("tensorrt.engines").map(|folder| EngineChoice {
                 folder,
                 // The table's check let only known precisions through.

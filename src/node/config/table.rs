@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::spec::{Constraint, ParameterDefault, ParameterSpec};
 use super::value::ParameterType;
-use crate::processor::text::MAX_INSTRUCTION_CHARS;
+use crate::{execution::ExecutionMode, processor::text::MAX_INSTRUCTION_CHARS};
 
 const fn parameter(
     name: &'static str,
@@ -74,6 +74,17 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             "",
             STATIC,
             "Where the model runs: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.",
+        ),
+        parameter(
+            "mode",
+            T::String,
+            D::String("auto"),
+            C::Choice(&ExecutionMode::NAMES),
+            "",
+            STATIC,
+            "How the network is executed: `eager` (operation by operation), `graph` (captured once per shape of the inputs as CUDA \
+             graphs; the first two ticks of a shape take longer), `graph-fused` (the same, with kernels that do the work of several \
+             operations) or `auto` (the fastest of them that works; the log says which, and why).",
         ),
         parameter(
             "tensorrt.engines",

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::engine::{EngineChoice, Precision};
+use crate::execution::ExecutionMode;
 
 const COMPLETE: &str = "\
 policy_node:
@@ -50,6 +51,14 @@ fn absent_parameters_take_their_defaults() {
     assert_eq!(config.max_age, Duration::from_millis(500));
     assert_eq!(config.trajectory_topic, "~/joint_trajectory");
     assert_eq!(config.instruction, "");
+}
+
+#[test]
+fn the_mode_is_read_and_another_name_is_refused_with_the_choices() {
+    assert_eq!(parse(COMPLETE).unwrap().mode, ExecutionMode::Auto);
+    assert_eq!(parse(&format!("{COMPLETE}    mode: graph\n")).unwrap().mode, ExecutionMode::Graph);
+    let error = parse(&format!("{COMPLETE}    mode: fast\n")).unwrap_err().to_string();
+    assert!(error.contains("mode") && error.contains("graph-fused"), "{error}");
 }
 
 #[test]

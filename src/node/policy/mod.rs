@@ -148,15 +148,20 @@ fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
     Policy::load(options)
 }
 
-/// Loads a policy, warms it up and returns it as the thread wants it.
+/// Loads a policy, warms it up for an instruction and returns it as the thread wants it.
 ///
 /// # Errors
 /// What is wrong with checkpoint, tokenizer, embodiment, device or the first prediction.
-pub fn load(options: &PolicyOptions) -> Result<(Predict, PolicyInfo), PolicyError> {
+pub fn load(options: &PolicyOptions, instruction: &str) -> Result<(Predict, PolicyInfo), PolicyError> {
     let mut policy = load_policy(options)?;
-    // The first prediction allocates and, on a GPU, compiles and tunes: not to be done in front of a moving robot.
-    let blank = policy.processor().blank_observation();
-    policy.predict(&PredictRequest::new(blank, Noise::Seed(0)))?;
+    // The first prediction allocates and, on a GPU, compiles and tunes; the second is captured: not to be done in front of a
+    // moving robot.
+    let mut blank = policy.processor().blank_observation();
+    blank.instruction = instruction.to_owned();
+    let request = PredictRequest::new(blank, Noise::Seed(0));
+    for _ in 0..policy.warm_up_predictions() {
+        policy.predict(&request)?;
+    }
     let info = PolicyInfo::of(&mut policy);
     Ok((Box::new(move |request| policy.predict(request)), info))
 }

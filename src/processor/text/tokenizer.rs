@@ -98,6 +98,14 @@ impl PromptTokenizer {
         Ok(Self { tokenizer, cache: PromptCache::default() })
     }
 
+    /// Without a vocabulary, for one prompt alone: `instruction` with images of `image_tokens` gives `prompt`. Any other
+    /// instruction gives nonsense. For benchmarks of weights that come without tokenizer files.
+    pub fn of_one_prompt(instruction: &str, formalize: bool, image_tokens: &[usize], prompt: Prompt) -> Self {
+        let cache = PromptCache::default();
+        cache.insert(instruction, formalize, image_tokens, Arc::new(prompt));
+        Self { tokenizer: Tokenizer::new(BPE::default()), cache }
+    }
+
     /// Number of tokens, added ones included; every id is below it.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)

@@ -1,0 +1,72 @@
+//! How the network's work is brought to the device.
+
+use std::{fmt, str::FromStr};
+
+/// A way to execute the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExecutionMode {
+    /// The fastest of the others that works here.
+    #[default]
+    Auto,
+    /// Operation by operation.
+    Eager,
+    /// Captured once per shape of the inputs as CUDA graphs, and queued as a whole from then on.
+    Graph,
+    /// The same, with kernels that do the work of several operations.
+    GraphFused,
+}
+
+impl ExecutionMode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Eager, Self::Graph, Self::GraphFused];
+
+    /// Names, in the order of [`ALL`](Self::ALL).
+    pub const NAMES: [&'static str; 4] = ["auto", "eager", "graph", "graph-fused"];
+
+    /// Name in configurations and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Eager => "eager",
+            Self::Graph => "graph",
+            Self::GraphFused => "graph-fused",
+        }
+    }
+}
+
+impl fmt::Display for ExecutionMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that stands for no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected one of the modes {}, found {found:?}", ExecutionMode::NAMES.join(", "))]
+pub struct UnknownExecutionMode {
+    found: String,
+}
+
+impl FromStr for ExecutionMode {
+    type Err = UnknownExecutionMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownExecutionMode> {
+        let known = Self::ALL.into_iter().find(|mode| mode.name() == name);
+        known.ok_or_else(|| UnknownExecutionMode { found: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mode_is_known_by_its_name_and_others_are_refused_with_the_list() {
+        assert_eq!(ExecutionMode::ALL.map(ExecutionMode::name), ExecutionMode::NAMES);
+        for mode in ExecutionMode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        let error = "fast".parse::<ExecutionMode>().unwrap_err().to_string();
+        assert_eq!(error, "expected one of the modes auto, eager, graph, graph-fused, found \"fast\"");
+    }
+}

@@ -1,0 +1,404 @@
+//! The network as a whole: model inputs and noise in, normalised action chunk out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ndarray::{Array3, ArrayView3};
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    ModelError,
+    action_head::{ActionHead, Pull},
+    backbone::Backbone,
+    cuda::{self, Stream},
+    device::synchronize,
+    dit::TorchDit,
+    layers::{Loader, WeightSource},
+    operators::BackboneOperators,
+    probe::Probe,
+    tick::{Parts, TickInputs, captured::Split, runner::TickRunner},
+};
+use crate::{
+    checkpoint::{Checkpoint, EagleConfig, ModelConfig},
+    engine::EngineChoice,
+    execution::ExecutionMode,
+    processor::{ModelInputs, guidance::Guidance},
+};
+
+/// Wall-clock time of a run's stages.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StageTimes {
+    /// Vision tower and connector, upload included.
+    pub vision: Duration,
+    /// Language model.
+    pub language: Duration,
+    /// State encoder, denoising, download.
+    pub action_head: Duration,
+}
+
+/// Backbone and action head of one embodiment.
+pub struct Network {
+    /// First, so that captured graphs are dropped before the weights that they read.
+    runner: Option<TickRunner>,
+    /// The mode in force, never `Auto`, and why it is that one, where it was chosen for the caller.
+    mode: (ExecutionMode, Option<String>),
+    /// What ticks that are not eager use between joined products of the backbone; None for the plain path.
+    operators: Option<Box<dyn BackboneOperators>>,
+    backbone: Backbone,
+    head: ActionHead,
+    default_steps: usize,
+    device: Device,
+    kind: Kind,
+}
+
+impl Network {
+    /// Loads what inference needs from `source`; the denoising steps run on libtorch.
+    ///
+    /// # Errors
+    /// The source lacks a tensor, or there is no memory for it.
+    pub fn load<'a>(
+        source: impl Into<WeightSource<'a>>,
+        model: &ModelConfig,
+        eagle: &EagleConfig,
+        embodiment: usize,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, ModelError> {
+        let root = Loader::new(source, device, kind);
+        let at = root.at("action_head");
+        let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
+        let head = ActionHead::load(&at, model, embodiment, dit)?;
+        Self::with_head(&root, model, eagle, head)
+    }
+
+    /// Loads a checkpoint; `engine` is the TensorRT engine that denoises, where one is to.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or there is no such engine.
+    pub fn open(
+        checkpoint: &Arc<Checkpoint>,
+        embodiment: usize,
+        device: Device,
+        kind: Kind,
+        engine: Option<&EngineChoice>,
+    ) -> Result<Self, ModelError> {
+        let (model, eagle) = (&checkpoint.config, &checkpoint.eagle);
+        let Some(choice) = engine else {
+            return Self::load(&checkpoint.weights, model, eagle, embodiment, device, kind);
+        };
+        let root = Loader::new(&checkpoint.weights, device, kind);
+        // The engine comes first: it is the largest piece of memory, and where it does not fit, that is soon said.
+        let head = engine_head(&root.at("action_head"), checkpoint, embodiment, choice)?;
+        Self::with_head(&root, model, eagle, head)
+    }
+
+    fn with_head(
+        root: &Loader,
+        model: &ModelConfig,
+        eagle: &EagleConfig,
+        head: ActionHead,
+    ) -> Result<Self, ModelError> {
+        let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
+        let default_steps = head.steps();
+        let mode = (ExecutionMode::Eager, None);
+        let (device, kind) = (root.device(), root.kind());
+        Ok(Self { runner: None, mode, operators: None, backbone, head, default_steps, device, kind })
+    }
+
+    /// Chooses how the network is executed; a new one is eager. What was captured before is let go.
+    ///
+    /// # Errors
+    /// The mode cannot be had here. `Auto` always can.
+    pub fn set_mode(&mut self, mode: ExecutionMode) -> Result<(), ModelError> {
+        self.set_mode_split(mode, Split::default())
+    }
+
+    /// [`set_mode`](Self::set_mode), with a say in which stages become one graph.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_mode_split(&mut self, mode: ExecutionMode, split: Split) -> Result<(), ModelError> {
+        let (runner, mode) = match mode {
+            ExecutionMode::Eager => (None, (mode, None)),
+            ExecutionMode::Graph => (Some(self.capturing(split)?), (mode, None)),
+            ExecutionMode::GraphFused => {
+                return Err(ModelError::Input {
+                    what: "execution mode",
+                    expected: "auto, eager or graph".to_owned(),
+                    found: format!("{mode}, whose kernels this program does not have"),
+                });
+            }
+            ExecutionMode::Auto if !self.device.is_cuda() => {
+                (None, (ExecutionMode::Eager, Some("CUDA graphs need a GPU".to_owned())))
+            }
+            ExecutionMode::Auto if !self.head.engine().capturable() => {
+                let why = "the engine that denoises queues its own graphs".to_owned();
+                (None, (ExecutionMode::Eager, Some(why)))
+            }
+            ExecutionMode::Auto => match self.capturing(split) {
+                Ok(runner) => {
+                    let why = "the fastest that works on this GPU".to_owned();
+                    (Some(runner), (ExecutionMode::Graph, Some(why)))
+                }
+                Err(error) => (None, (ExecutionMode::Eager, Some(error.to_string()))),
+            },
+        };
+        (self.runner, self.mode) = (runner, mode);
+        self.choose_stream()?;
+        tracing::info!("the network runs in {}", self.mode_text());
+        // Weights were uploaded on another stream than the one that is used from now on, or the other way round.
+        synchronize(self.device);
+        Ok(())
+    }
+
+    /// Chooses what ticks that are not eager use between joined products of the backbone: query, key and value as one, gate
+    /// and up as one. None is the plain path, bit by bit that of `eager`. What was captured before is let go.
+    ///
+    /// # Errors
+    /// The operators belong to another device, or nothing can be captured any more.
+    pub fn set_operators(&mut self, operators: Option<Box<dyn BackboneOperators>>) -> Result<(), ModelError> {
+        if let Some(runner) = &mut self.runner {
+            runner.forget();
+        }
+        self.operators = operators;
+        self.choose_stream()
+    }
+
+    /// Tells everybody who queues work without libtorch on which stream it runs.
+    fn choose_stream(&mut self) -> Result<(), ModelError> {
+        let stream = match (self.runner.as_ref().and_then(TickRunner::stream), self.device) {
+            (Some(stream), _) => *stream,
+            (None, Device::Cuda(device)) if cuda::available().is_ok() => Stream::current(device)?,
+            // Nothing but the default stream was ever chosen.
+            (None, _) => return Ok(()),
+        };
+        self.head.queue_on(&stream)?;
+        self.operators.as_mut().map_or(Ok(()), |operators| operators.queue_on(&stream))
+    }
+
+    fn capturing(&self, split: Split) -> Result<TickRunner, ModelError> {
+        match self.device {
+            Device::Cuda(device) => TickRunner::capturing(device, split),
+            device => Err(ModelError::Device {
+                requested: format!("{device:?}"),
+                reason: "CUDA graphs need an NVIDIA GPU".to_owned(),
+            }),
+        }
+    }
+
+    /// The mode in force: one that can be executed, never `auto`.
+    pub fn mode(&self) -> ExecutionMode {
+        self.mode.0
+    }
+
+    fn mode_text(&self) -> String {
+        match &self.mode {
+            (mode, Some(why)) => format!("mode {mode} (auto: {why})"),
+            (mode, None) => format!("mode {mode}"),
+        }
+    }
+
+    /// Where ticks run that were captured; None in mode `eager`.
+    pub fn runner(&self) -> Option<&TickRunner> {
+        self.runner.as_ref()
+    }
+
+    /// Backbone and action head at once.
+    pub fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            backbone: &mut self.backbone,
+            head: &mut self.head,
+            operators: self.operators.as_deref().map(|operators| operators as &dyn BackboneOperators),
+        }
+    }
+
+    /// The backbone.
+    pub fn backbone(&mut self) -> &mut Backbone {
+        &mut self.backbone
+    }
+
+    /// The action head.
+    pub fn head(&mut self) -> &mut ActionHead {
+        &mut self.head
+    }
+
+    /// Where the network runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The type it computes in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where and how the network runs, e.g. `Cpu Float, mode eager, DiT: libtorch Float on Cpu`.
+    pub fn identity(&self) -> String {
+        let engine = self.head.engine().identity();
+        format!("{:?} {:?}, {}, DiT: {engine}", self.device, self.kind, self.mode_text())
+    }
+
+    /// What runs the backbone and what runs the DiT, for people.
+    pub fn identities(&self) -> (String, String) {
+        let graphs = match self.mode.0 {
+            ExecutionMode::Eager => "",
+            _ => " as CUDA graphs",
+        };
+        let backbone = format!("libtorch {:?} on {:?}{graphs}", self.kind, self.device);
+        let captured = if self.head.engine().capturable() { graphs } else { "" };
+        (backbone, format!("{}{captured}", self.head.engine().identity()))
+    }
+
+    /// Denoising steps in force.
+    pub fn denoising_steps(&self) -> usize {
+        self.head.steps()
+    }
+
+    /// Denoising steps that the checkpoint asks for.
+    pub fn default_denoising_steps(&self) -> usize {
+        self.default_steps
+    }
+
+    /// Changes the number of denoising steps.
+    ///
+    /// # Errors
+    /// More steps than the model has timesteps, or none.
+    pub fn set_denoising_steps(&mut self, steps: usize) -> Result<(), ModelError> {
+        self.head.set_steps(steps)?;
+        if self.runner.is_some() {
+            // What the steps' constants were computed on is not the stream that reads them.
+            synchronize(self.device);
+        }
+        Ok(())
+    }
+
+    /// Rows and columns of the noise: (action horizon, max action dim).
+    pub fn noise_shape(&self) -> (usize, usize) {
+        self.head.noise_shape()
+    }
+
+    /// Inputs of B samples and noise (B, horizon, action dim) → normalised actions of the same shape, pulled to `guidance`,
+    /// which holds for all samples alike.
+    ///
+    /// # Errors
+    /// What does not fit, or [`ModelError::NonFinite`]: a chunk with NaN or infinity is never handed out.
+    pub fn run(
+        &mut self,
+        inputs: &ModelInputs,
+        noise: ArrayView3<f32>,
+        guidance: Option<&Guidance>,
+        probe: &mut Probe,
+    ) -> Result<(Array3<f32>, StageTimes), ModelError> {
+        // All of the network's work is on one stream, whether captured or not.
+        let _entered = self.runner.as_ref().map(TickRunner::enter).transpose()?;
+        if let Some(runner) = &mut self.runner
+            && !probe.is_on()
+        {
+            let operators = self.operators.as_deref().map(|operators| operators as &dyn BackboneOperators);
+            let parts = &mut Parts { backbone: &mut self.backbone, head: &mut self.head, operators };
+            if let Some(guidance) = guidance {
+                Pull::check(guidance, parts.head.noise_shape())?;
+            }
+            return runner.run(&TickInputs { model: inputs, noise, guidance }, parts);
+        }
+        let start = Instant::now();
+        let backbone = &mut self.backbone;
+        let features = backbone.forward(
+            inputs.images.view(),
+            inputs.input_ids.view(),
+            inputs.attention_mask.view(),
+            probe,
+        )?;
+        let vision = features.vision_done - start;
+        let language = features.vision_done.elapsed();
+        let head_start = Instant::now();
+        let state = to_tensor(inputs.state.view())?;
+        let tokens = self.head.condition(&features.features, features.layout, &state, probe)?;
+        let actions = self.head.denoise_guided(&tokens, &to_tensor(noise)?, guidance, probe)?;
+        let actions = to_array(&actions)?;
+        refuse_non_finite(&actions, &features.features)?;
+        Ok((actions, StageTimes { vision, language, action_head: head_start.elapsed() }))
+    }
+}
+
+#[cfg(feature = "tensorrt")]
+fn engine_head(
+    at: &Loader,
+    checkpoint: &Arc<Checkpoint>,
+    embodiment: usize,
+    choice: &EngineChoice,
+) -> Result<ActionHead, ModelError> {
+    super::tensorrt::load(at, checkpoint, embodiment, choice)
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn engine_head(
+    _at: &Loader,
+    _checkpoint: &Arc<Checkpoint>,
+    _embodiment: usize,
+    choice: &EngineChoice,
+) -> Result<ActionHead, ModelError> {
+    Err(ModelError::Input {
+        what: "TensorRT engine",
+        expected: "a program built with the feature `tensorrt`".to_owned(),
+        found: format!("one without, asked for a {} engine in {}", choice.precision, choice.folder.display()),
+    })
+}
+
+/// Refuses a chunk with NaN or infinity and says whether the backbone's features have them already.
+pub(super) fn refuse_non_finite(actions: &Array3<f32>, features: &Tensor) -> Result<(), ModelError> {
+    let bad = actions.iter().filter(|v| !v.is_finite()).count() as i64;
+    if bad == 0 {
+        return Ok(());
+    }
+    let broken = features.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+    let (stage, count) = if broken > 0 { ("backbone", broken) } else { ("action head", bad) };
+    Err(ModelError::NonFinite { stage, count })
+}
+
+/// A tensor of the values, f32 on the CPU.
+pub(crate) fn to_tensor(values: ArrayView3<f32>) -> Result<Tensor, ModelError> {
+    let (a, b, c) = values.dim();
+    let flat: Vec<f32> = values.iter().copied().collect();
+    Ok(Tensor::f_from_slice(&flat)?.f_reshape([a as i64, b as i64, c as i64])?)
+}
+
+/// The values of a tensor of three axes as f32.
+pub(crate) fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
+    let size = tensor.size();
+    let flat = super::device::to_host(tensor)?;
+    let shape = (size[0] as usize, size[1] as usize, size[2] as usize);
+    Array3::from_shape_vec(shape, flat).map_err(|error| ModelError::Input {
+        what: "action chunk",
+        expected: format!("{shape:?}"),
+        found: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::small, *};
+
+    #[test]
+    fn random_weights_make_a_network_whose_actions_depend_on_every_input() {
+        let mut network = small::network(Kind::Float);
+        let mut run = |inputs: &ModelInputs, noise: &Array3<f32>| {
+            network.run(inputs, noise.view(), None, &mut Probe::off()).unwrap().0
+        };
+        let (inputs, noise) = small::inputs(1, 2, &[6]);
+        let actions = run(&inputs, &noise);
+        assert_eq!(actions, run(&inputs, &noise));
+        let mut other = inputs.clone();
+        other.images[(1, 3, 3, 0)] ^= 0x80;
+        assert_ne!(actions, run(&other, &noise));
+        let mut other = inputs.clone();
+        other.input_ids[(0, 0)] += 1;
+        assert_ne!(actions, run(&other, &noise));
+        let mut other = inputs.clone();
+        other.state[(0, 0, 3)] += 1.0;
+        assert_ne!(actions, run(&other, &noise));
+        assert_ne!(actions, run(&inputs, &(&noise + 1.0)));
+    }
+}
