@@ -377,7 +377,8 @@ impl Session<'_> {
             all.push(measured);
         }
         let engine = self.engine(store, built)?;
-        let name = format!("TensorRT {}", command.precision);
+        let typed = if self.target.typing == Typing::Weak { "" } else { ", strongly typed" };
+        let name = format!("TensorRT {}{typed}", command.precision);
         let mut measured = Measured { name: name.clone(), ..Measured::default() };
         for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
             let at = Loader::new(&checkpoint.weights, device, own).at("action_head");
