@@ -95,7 +95,7 @@ fn an_engine_that_was_saved_loads_with_all_that_was_recorded() {
     assert_eq!(plan.record.plan.sha256, "64879f7d6b960a01909762d911a32d4582c20010c5641ee90278b644a9e3b525");
     assert!(plan.differences.fatal.is_empty() && plan.differences.minor.is_empty());
     let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-    assert_eq!(name, "dit_fused-fp16-0123456789ab-sm87-trt10.3.0.json");
+    assert_eq!(name, "dit_fused-fp16-0123456789ab-e3-sm87-trt10.3.0.json");
 }
 
 #[test]

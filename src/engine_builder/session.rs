@@ -356,7 +356,7 @@ impl Session<'_> {
 
     /// Reads the engine back: its inputs must be those of the graph, and the inspector's words are kept where asked for.
     fn inspect(&self, store: &EngineStore, built: &Built) -> Result<()> {
-        let engine = self.here.engine(store, &built.needs)?;
+        let (engine, _) = self.here.engine(store, &built.needs)?;
         check_tensors(&engine, &built.record.shapes)?;
         if let Some(path) = &self.command.inspect {
             write_atomically(path, engine.inspect()?.as_bytes())
@@ -375,8 +375,7 @@ impl Session<'_> {
 
     /// Compares an engine of a part of the backbone with libtorch in f32 on synthetic inputs of the usual sizes.
     fn verify_backbone(&self, store: &EngineStore, built: &Built) -> Result<EngineRecord> {
-        let engine = self.here.engine(store, &built.needs)?;
-        let mut record = built.record.clone();
+        let (engine, mut record) = self.here.engine(store, &built.needs)?;
         let seed = self.command.seed;
         let (accuracy, latency) =
             backbone::compare(&engine, &self.target.part, &self.checkpoint, seed, self.device)?;
@@ -463,8 +462,8 @@ impl Session<'_> {
         ticks: &[SyntheticTick],
     ) -> Result<Measured> {
         let (checkpoint, device, embodiment) = (&self.checkpoint, self.device, self.graph.embodiment);
-        let engine = self.here.engine(store, needs)?;
-        let name = format!("TensorRT {}", needs.precision);
+        let (engine, record) = self.here.engine(store, needs)?;
+        let name = tables::engine_name(&record);
         let mut measured = Measured { name: name.clone(), ..Measured::default() };
         for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
             let at = Loader::new(&checkpoint.weights, device, default_kind(device)).at("action_head");
