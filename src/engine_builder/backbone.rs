@@ -91,8 +91,10 @@ pub fn language_reference(
             let shape = [layout.image.len(), checkpoint.eagle.text.hidden_size as i64];
             let nothing = Tensor::f_zeros(shape, (Kind::Float, device))?;
             let text = layout.text.gather(&language.embed(&layout, &nothing)?)?;
-            let size = text.f_square()?.f_mean(Kind::Float)?.f_sqrt()?;
-            language.embed(&layout, &normal(shape)?.f_to_device(device)?.f_mul(&size)?)?
+            let size = text.f_square()?.f_mean(Kind::Float)?.f_sqrt()?.f_double_value(&[])?;
+            // Rows that training never touched may be zero, and zeros would show nothing.
+            let size = if size > 0.0 { size } else { 1.0 };
+            language.embed(&layout, &normal(shape)?.f_to_device(device)?.f_mul_scalar(size)?)?
         }
     };
     let context = language.context(&layout)?;

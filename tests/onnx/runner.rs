@@ -134,6 +134,7 @@ pub fn signature(values: &Value) -> BTreeMap<String, (String, Vec<String>)> {
 }
 
 /// ONNX Runtime's library in the package of the tests' Python.
+#[cfg(feature = "onnxruntime")]
 pub fn onnxruntime_library() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python =
