@@ -370,6 +370,10 @@ fn measure(
             let needs = here.needs(&checkpoint, &hash, EMBODIMENT, precision);
             let plan = store.load(&needs)?;
             let engine = Runtime::new(&here.library, &here.device)?.deserialise(&plan)?;
+            let name = tables::engine_name(&plan.record);
+            if let Some(calibration) = &plan.record.calibration {
+                println!("{calibration:?}");
+            }
             drop(plan);
             println!("{} layers, {} bytes for a context", engine.layers(), engine.context_memory());
             // Keys and values in the types in which the backbone may run.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::calibration::CalibrationMethod;
 use super::super::graph::GraphKind;
 use super::super::precision::{ComputeCapability, Precision};
 use super::super::record::*;
@@ -92,6 +93,25 @@ fn an_engine_that_was_saved_loads_with_all_that_was_recorded() {
     assert!(plan.differences.fatal.is_empty() && plan.differences.minor.is_empty());
     let name = path.file_name().expect("a name").to_string_lossy().into_owned();
     assert_eq!(name, "dit_fused-fp16-0123456789ab-sm87-trt10.3.0.json");
+}
+
+#[test]
+fn a_calibration_is_read_back_whole_and_one_of_an_earlier_version_as_tensorrts_own() {
+    let calibration = CalibrationRecord {
+        hash: "blake3:77".to_owned(),
+        method: CalibrationMethod::Explicit,
+        ranges: "percentile:99.99".to_owned(),
+        samples: 60,
+        seed: 3,
+        smooth_quant: Some(0.5),
+        skipped: vec!["action_decoder".to_owned()],
+    };
+    let json = serde_json::to_value(&calibration).expect("JSON");
+    assert_eq!(json["method"], "explicit");
+    assert_eq!(serde_json::from_value::<CalibrationRecord>(json).expect("read"), calibration);
+    let earlier = json!({"hash": "blake3:77", "algorithm": "entropy", "samples": 64, "seed": 0});
+    let earlier: CalibrationRecord = serde_json::from_value(earlier).expect("read");
+    assert_eq!((earlier.method, earlier.ranges.as_str()), (CalibrationMethod::Calibrator, "entropy"));
 }
 
 #[test]

@@ -204,3 +204,45 @@ fn f32_layers(layers: &F32Layers) -> Vec<String> {
     let kinds = kinds.into_iter().filter(|(_, kept)| *kept).map(|(name, _)| name.to_owned());
     kinds.chain(layers.name_contains.iter().cloned()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine_builder::lengths::Lengths;
+
+    fn request(precision: Precision, strongly_typed: bool) -> BuildRequest {
+        BuildRequest {
+            graph: GraphRequest { embodiment: 0, text: Lengths::fixed(9), image: Lengths::fixed(14) },
+            precision,
+            workspace: None,
+            optimisation_level: None,
+            timing_cache: None,
+            f32_layers: F32Layers::default(),
+            tf32: false,
+            version_compatible: false,
+            strongly_typed,
+            forced: false,
+        }
+    }
+
+    #[test]
+    fn the_graph_says_the_types_where_tensorrt_no_longer_chooses_and_where_it_shall_not() {
+        use ElementType::{Bf16, F16, F32};
+        for (precision, strongly_typed, major, typed, kind) in [
+            (Precision::Int8, false, 8, false, F32),
+            (Precision::Int8, false, 10, false, F32),
+            (Precision::Int8, true, 10, true, F16),
+            (Precision::Int8, false, 11, true, F16),
+            (Precision::Fp16, false, 10, false, F32),
+            (Precision::Fp16, false, 11, true, F16),
+            (Precision::Bf16, false, 11, true, Bf16),
+            (Precision::Fp32, false, 11, true, F32),
+            (Precision::StronglyTyped, false, 10, true, F32),
+        ] {
+            let request = request(precision, strongly_typed);
+            assert_eq!(request.is_typed(major), typed, "{precision} in {major}");
+            assert_eq!(request.graph_kind(major), kind, "{precision} in {major}");
+            assert_eq!(request.builder_record(major).strongly_typed, typed);
+        }
+    }
+}

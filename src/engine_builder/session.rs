@@ -385,8 +385,8 @@ impl Session<'_> {
         let (checkpoint, embodiment) = (&self.checkpoint, self.graph.embodiment);
         let plan = store.load(needs)?;
         let engine = Runtime::new(&self.here.library, &self.here.device)?.deserialise(&plan)?;
+        let name = tables::engine_name(&plan.record);
         drop(plan);
-        let name = format!("TensorRT {}", needs.precision);
         let mut measured = Measured { name: name.clone(), ..Measured::default() };
         for (queueing, how) in [(Queueing::Eager, "eager"), (Queueing::Graph, "CUDA graph")] {
             let at =

@@ -4,7 +4,10 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use super::verify::{Distance, HeadLatency};
-use crate::evaluation::{DenoisingSummary, LatencySummary};
+use crate::{
+    engine::EngineRecord,
+    evaluation::{DenoisingSummary, LatencySummary},
+};
 
 /// One way to run the denoising steps, measured.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -49,6 +52,14 @@ impl Measured {
             denoising: latency.denoising.summary().unwrap_or_default(),
             conditioning: latency.conditioning.summary().unwrap_or_default(),
         });
+    }
+}
+
+/// What an engine is called in the tables.
+pub fn engine_name(record: &EngineRecord) -> String {
+    match &record.calibration {
+        Some(calibration) => format!("TensorRT {} {}", record.precision, calibration.method),
+        None => format!("TensorRT {}", record.precision),
     }
 }
 
