@@ -28,6 +28,7 @@ pub enum Engine {
     Evaluator,
 }
 
+#[cfg(all(feature = "tensorrt", feature = "torch"))]
 /// How operands are moved before they are rounded.
 #[derive(Clone, Copy, Default)]
 pub struct Moved {
@@ -95,6 +96,7 @@ impl Runner {
         self.run_on(Engine::OnnxRuntime, model, inputs)
     }
 
+    #[cfg(all(feature = "tensorrt", feature = "torch"))]
     /// The plain graph in f64, with the operands of products whose weights have a range rounded to INT8, after they were moved at
     /// random.
     pub fn fake_quantise(
