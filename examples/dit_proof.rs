@@ -370,7 +370,11 @@ fn measure(
         let outcome = timed(&name, || {
             let store = EngineStore::new(&place.out);
             let needs = here.needs(&checkpoint, &hash, EMBODIMENT, precision);
-            let engine = here.engine(&store, &needs)?;
+            let (engine, record) = here.engine(&store, &needs)?;
+            let name = tables::engine_name(&record);
+            if let Some(calibration) = &record.calibration {
+                println!("{calibration:?}");
+            }
             println!("{} layers, {} bytes for a context", engine.layers(), engine.context_memory());
             // Keys and values in the types in which the backbone may run.
             for (kind, of) in [(Kind::BFloat16, "K/V bf16"), (Kind::Float, "K/V f32")] {

@@ -80,14 +80,17 @@ impl EngineStore {
         &self.folder
     }
 
-    /// Where the record of an engine for these needs lies: one file for each checkpoint, graph, precision, GPU and version
-    /// of TensorRT, so that several robots may share a folder.
+    /// Where the record of an engine for these needs lies: one file for each checkpoint, embodiment, graph, precision, GPU
+    /// and version of TensorRT, so that several robots may share a folder.
     pub fn record_path(&self, needs: &EngineNeeds) -> PathBuf {
         let hash = needs.checkpoint_hash.rsplit(':').next().unwrap_or_default();
         let checkpoint: String =
             hash.chars().filter(char::is_ascii_alphanumeric).take(DIGITS_IN_NAME).collect();
+        // Folded into the graph, where there is one: robots of different embodiments may share a checkpoint.
+        let embodiment = needs.graph.parameters.get("embodiment");
+        let embodiment = embodiment.map_or_else(String::new, |index| format!("-e{index}"));
         self.folder.join(format!(
-            "{}-{}-{checkpoint}-sm{}{}-trt{}.json",
+            "{}-{}-{checkpoint}{embodiment}-sm{}{}-trt{}.json",
             needs.graph.kind,
             needs.precision,
             needs.gpu.compute_capability.major,

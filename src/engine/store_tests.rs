@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::calibration::CalibrationMethod;
 use super::super::graph::GraphKind;
 use super::super::precision::{ComputeCapability, Precision};
 use super::super::record::*;
@@ -95,7 +96,24 @@ fn an_engine_that_was_saved_loads_with_all_that_was_recorded() {
     assert_eq!(plan.record.plan.sha256, "64879f7d6b960a01909762d911a32d4582c20010c5641ee90278b644a9e3b525");
     assert!(plan.differences.fatal.is_empty() && plan.differences.minor.is_empty());
     let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-    assert_eq!(name, "dit_fused-fp16-0123456789ab-sm87-trt10.3.0.json");
+    assert_eq!(name, "dit_fused-fp16-0123456789ab-e3-sm87-trt10.3.0.json");
+}
+
+#[test]
+fn a_calibration_is_read_back_whole() {
+    let calibration = CalibrationRecord {
+        hash: "blake3:77".to_owned(),
+        source: CalibrationSource::Collected("/sets/kitchen".to_owned()),
+        method: CalibrationMethod::Explicit,
+        ranges: "percentile:99.99".to_owned(),
+        samples: 60,
+        seed: 3,
+        smooth_quant: Some(0.5),
+        skipped: vec!["action_decoder".to_owned()],
+    };
+    let json = serde_json::to_value(&calibration).expect("JSON");
+    assert_eq!(json["method"], "explicit");
+    assert_eq!(serde_json::from_value::<CalibrationRecord>(json).expect("read"), calibration);
 }
 
 #[test]

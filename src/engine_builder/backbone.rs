@@ -22,6 +22,7 @@ use crate::{
         tokens::TokenLayout,
         vision::{VisionTower, normalize_pixels},
     },
+    onnx::ElementType,
     tensorrt::Engine,
 };
 
@@ -66,8 +67,8 @@ pub fn vision_reference(
     Ok(Reference { input: ("pixel_values", pixels), output: ("image_embeds", embeds) })
 }
 
-/// The language model in f32 on token ids (1, S). `images`: embeddings of the image tokens; where there are none, normal
-/// values as large as those of the text.
+/// The language model in f32 on token ids (1, S), its rotary frequencies rounded to `frequencies`. `images`: embeddings of
+/// the image tokens; where there are none, normal values as large as those of the text.
 ///
 /// # Errors
 /// The checkpoint lacks something, or the ids do not fit.
@@ -75,11 +76,13 @@ pub fn language_reference(
     checkpoint: &Checkpoint,
     ids: &Array2<i64>,
     images: Option<&Tensor>,
+    frequencies: Kind,
     device: Device,
     probe: &mut Probe,
 ) -> Result<Reference, ModelError> {
     let at = Loader::new(&checkpoint.weights, device, Kind::Float).at("backbone.model.language_model");
-    let language = LanguageModel::load(&at, &checkpoint.eagle, checkpoint.config.select_layer)?;
+    let mut language = LanguageModel::load(&at, &checkpoint.eagle, checkpoint.config.select_layer)?;
+    language.round_frequencies(&checkpoint.eagle, frequencies)?;
     let valid = Array2::from_elem(ids.dim(), true);
     let layout = TokenLayout::new(ids.view(), valid.view(), image_token(&checkpoint.eagle), device)?;
     let embeddings = match images {
@@ -88,8 +91,10 @@ pub fn language_reference(
             let shape = [layout.image.len(), checkpoint.eagle.text.hidden_size as i64];
             let nothing = Tensor::f_zeros(shape, (Kind::Float, device))?;
             let text = layout.text.gather(&language.embed(&layout, &nothing)?)?;
-            let size = text.f_square()?.f_mean(Kind::Float)?.f_sqrt()?;
-            language.embed(&layout, &normal(shape)?.f_to_device(device)?.f_mul(&size)?)?
+            let size = text.f_square()?.f_mean(Kind::Float)?.f_sqrt()?.f_double_value(&[])?;
+            // Rows that training never touched may be zero, and zeros would show nothing.
+            let size = if size > 0.0 { size } else { 1.0 };
+            language.embed(&layout, &normal(shape)?.f_to_device(device)?.f_mul_scalar(size)?)?
         }
     };
     let context = language.context(&layout)?;
@@ -125,11 +130,16 @@ pub fn compare(
             let frames = synthetic::frames(seed, images.usual(), size);
             vision_reference(checkpoint, &frames, device, &mut Probe::off())?
         }
-        GraphPart::Language { tokens, .. } => {
+        GraphPart::Language { tokens, frequencies } => {
+            // Rounded frequencies are what such a model was trained for, and no error of the engine.
+            let frequencies = match frequencies {
+                ElementType::Bf16 => Kind::BFloat16,
+                _ => Kind::Float,
+            };
             let (image, eagle) = (tokens.usual() / 2, &checkpoint.eagle);
             let text = tokens.usual() - image;
             let ids = synthetic::token_ids(seed, text, image, image_token(eagle), eagle.text.vocab_size);
-            language_reference(checkpoint, &ids, None, device, &mut Probe::off())?
+            language_reference(checkpoint, &ids, None, frequencies, device, &mut Probe::off())?
         }
         _ => bail!("expected a part of the backbone, found {part:?}"),
     };

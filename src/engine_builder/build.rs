@@ -190,3 +190,44 @@ fn f32_layers(layers: &F32Layers) -> Vec<String> {
     let kinds = kinds.into_iter().filter(|(_, kept)| *kept).map(|(name, _)| name.to_owned());
     kinds.chain(layers.name_contains.iter().cloned()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine_builder::{
+        graph::{GraphPart, GraphRequest},
+        lengths::Lengths,
+    };
+
+    #[test]
+    fn the_record_says_who_decided_on_types_and_what_stays_in_f32() {
+        let both = ["normalisation", "softmax"].as_slice();
+        for (typing, norms_f32, layers) in [
+            (Typing::Weak, false, &[][..]),
+            (Typing::Weak, true, both),
+            (Typing::Strong(ElementType::F16), false, both),
+            (Typing::Strong(ElementType::F32), true, &[]),
+        ] {
+            let (text, image) = (Lengths::fixed(9), Lengths::fixed(14));
+            let part = GraphPart::Fused(GraphRequest { embodiment: 0, text, image });
+            let request = BuildRequest {
+                graph: EngineGraph { part, typing },
+                precision: Precision::Int8,
+                workspace: None,
+                optimisation_level: None,
+                timing_cache: None,
+                f32_layers: F32Layers {
+                    normalisation: norms_f32,
+                    softmax: norms_f32,
+                    ..F32Layers::default()
+                },
+                tf32: false,
+                version_compatible: false,
+                forced: false,
+            };
+            let record = request.builder_record();
+            assert_eq!(record.strongly_typed, typing.is_strong(), "{typing:?}");
+            assert_eq!(record.f32_layers, layers, "{typing:?}");
+        }
+    }
+}

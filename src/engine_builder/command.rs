@@ -205,6 +205,7 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::calibration::RangeRule;
 
     fn read(line: &[&str]) -> anyhow::Result<Command> {
         let arguments = crate::node::arguments::parse(line.iter().map(|word| (*word).to_owned()))?;
@@ -228,6 +229,59 @@ mod tests {
         assert_eq!(command.precision, Precision::Bf16);
         assert_eq!(command.text_tokens.all(), [8, 9, 10]);
         assert!(command.norms_f32 && !command.force);
+    }
+
+    fn program(line: &[&str]) -> anyhow::Result<Program> {
+        let arguments = crate::node::arguments::parse(line.iter().map(|word| (*word).to_owned()))?;
+        Program::read(&arguments, &NodeName::new("", "engine_builder")?)
+    }
+
+    #[test]
+    fn the_first_words_name_a_step_of_the_calibration_and_the_example_file_is_for_both() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/engine_builder.yaml");
+        let collect = ["calibrate", "collect", "--bag", "b", "--params-file", file];
+        let Program::Collect(collect) = program(&collect).unwrap() else { panic!("collect was asked for") };
+        assert_eq!(
+            (collect.samples, collect.recording.bag.as_slice()),
+            (60, [PathBuf::from("b")].as_slice())
+        );
+        assert!(collect.out.ends_with("config/calibration"), "{}", collect.out.display());
+        let build = ["calibrate", "build", "--checkpoint", "c", "--params-file", file];
+        let Program::Build(build) = program(&build).unwrap() else { panic!("build was asked for") };
+        assert_eq!((build.precision, build.int8.skip.len()), (Precision::Int8, 2));
+        assert_eq!(build.int8.ranges, RangeRule::Percentile(99.99));
+        assert_eq!(build.int8.calibration.unwrap(), collect.out);
+        let plain = ["--checkpoint", "c", "--out", "o", "--precision", "int8", "--ranges", "min-max"];
+        let Program::Build(plain) = program(&plain).unwrap() else { panic!("a build was asked for") };
+        assert_eq!((plain.precision, plain.int8.ranges), (Precision::Int8, RangeRule::MinMax));
+    }
+
+    #[test]
+    fn a_calibrated_build_is_int8_from_collected_inputs_and_nothing_else() {
+        for (line, says) in [
+            (&["calibrate"][..], "collect"),
+            (&["calibrate", "built"], "\"built\""),
+            (&["calibrate", "build", "--checkpoint", "c", "--out", "o"], "--calibration DIR"),
+            (
+                &[
+                    "calibrate",
+                    "build",
+                    "--checkpoint",
+                    "c",
+                    "--out",
+                    "o",
+                    "--calibration",
+                    "s",
+                    "--precision",
+                    "fp16",
+                ],
+                "--precision",
+            ),
+            (&["calibrate", "collect", "--out", "o", "--ranges", "entropy"], "--ranges"),
+        ] {
+            let error = format!("{:#}", program(line).unwrap_err());
+            assert!(error.contains(says), "{line:?}: {error}");
+        }
     }
 
     #[test]

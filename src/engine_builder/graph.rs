@@ -366,6 +366,7 @@ mod tests {
             (Fp16, false, 11, Typing::Strong(ElementType::F16)),
             (Bf16, false, 11, Typing::Strong(ElementType::Bf16)),
             (Fp32, false, 11, Typing::Strong(ElementType::F32)),
+            (Int8, false, 8, Typing::Weak),
             (Int8, false, 10, Typing::Weak),
             (Int8, true, 10, Typing::Strong(ElementType::F16)),
             (Int8, false, 11, Typing::Strong(ElementType::F16)),

@@ -73,7 +73,7 @@ impl ProgressLog {
             if state.phases.follow(progress) {
                 shared.say(&state.phases);
             }
-            true
+            !activity::is_cancelled()
         })
     }
 }
@@ -132,23 +132,46 @@ impl Phases {
 }
 
 pub mod activity {
-    //! What keeps a policy from being ready, in words: read by whoever reports on the program meanwhile.
+    //! The build in progress, of which a process has one: read, and ended, by whoever waits for it.
 
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
-    static ACTIVITY: Mutex<Option<String>> = Mutex::new(None);
+    struct Activity {
+        line: String,
+        cancelled: bool,
+    }
 
-    /// The build in progress, if there is one.
+    static ACTIVITY: Mutex<Option<Activity>> = Mutex::new(None);
+
+    /// Whole after every statement, so that a panic elsewhere has left it usable.
+    fn lock() -> MutexGuard<'static, Option<Activity>> {
+        ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far it is, in words; None where nothing is being built.
     pub fn current() -> Option<String> {
-        ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock().as_ref().map(|activity| activity.line.clone())
+    }
+
+    /// Asks it to end early. TensorRT 10 and newer does so within seconds; before, it cannot be told.
+    pub fn cancel() {
+        if let Some(activity) = lock().as_mut() {
+            activity.cancelled = true;
+        }
     }
 
     pub(super) fn set(line: String) {
-        *ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+        let mut activity = lock();
+        let cancelled = activity.as_ref().is_some_and(|activity| activity.cancelled);
+        *activity = Some(Activity { line, cancelled });
+    }
+
+    pub(super) fn is_cancelled() -> bool {
+        lock().as_ref().is_some_and(|activity| activity.cancelled)
     }
 
     pub(super) fn clear() {
-        *ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock() = None;
     }
 }
 
@@ -184,11 +207,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_built_is_known_to_others_until_it_is_done() {
+    fn what_is_being_built_is_known_to_others_who_may_end_it() {
         let log = ProgressLog::start();
-        (log.monitor())(&started("Building Engine", "", 5));
+        assert!((log.monitor())(&started("Building Engine", "", 5)));
         assert!(activity::current().expect("a build").contains("Building Engine"));
+        activity::cancel();
+        assert!(!(log.monitor())(&started("Engine layout", "Building Engine", 5)), "it goes on");
         drop(log);
         assert_eq!(activity::current(), None);
+        // Where nothing is being built there is nothing to end: the next build is not affected.
+        activity::cancel();
+        assert!((ProgressLog::start().monitor())(&started("Building Engine", "", 5)));
     }
 }

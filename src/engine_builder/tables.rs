@@ -4,7 +4,10 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use super::verify::{Distance, HeadLatency};
-use crate::evaluation::{DenoisingSummary, LatencySummary};
+use crate::{
+    engine::EngineRecord,
+    evaluation::{DenoisingSummary, LatencySummary},
+};
 
 /// One way to run the denoising steps, measured.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -54,6 +57,13 @@ impl Measured {
             conditioning: latency.conditioning.summary().unwrap_or_default(),
         });
     }
+}
+
+/// What an engine is called in the tables.
+pub fn engine_name(record: &EngineRecord) -> String {
+    let method = record.calibration.as_ref().map_or_else(String::new, |by| format!(" {}", by.method));
+    let typed = if record.builder.strongly_typed { ", strongly typed" } else { "" };
+    format!("TensorRT {}{method}{typed}", record.precision)
 }
 
 /// The table of modes: accuracy and latency of all denoising steps.

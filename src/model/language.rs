@@ -278,6 +278,16 @@ impl LanguageModel {
         })
     }
 
+    /// Rounds the rotary frequencies to `kind`, whatever the model's own type is: for comparisons with a model of that type.
+    ///
+    /// # Errors
+    /// libtorch has no memory.
+    pub fn round_frequencies(&mut self, config: &EagleConfig, kind: Kind) -> Result<(), ModelError> {
+        let text = &config.text;
+        self.frequencies = inverse_frequencies(text.rope_theta, text.head_dim, kind)?;
+        Ok(())
+    }
+
     /// The decoder layers.
     pub fn layers(&self) -> &[LanguageLayer] {
         &self.layers

@@ -14,6 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use half::{bf16, f16};
+
 use super::element::ElementType;
 use super::error::OnnxError;
 use super::graph::{Attribute, Dim, Graph, Node, Source, Value};
@@ -116,7 +118,7 @@ pub fn quantise(graph: &mut Graph, ranges: &BTreeMap<String, f32>) -> Result<(),
 
 fn quantised_activations(graph: &mut Graph, x: Value, weight: &str, range: f32) -> Result<Value, OnnxError> {
     let kind = graph.kind(x);
-    let scale = Source::Values(vec![(range / LEVELS).max(least_scale(kind))]);
+    let scale = Source::Values(vec![storable(range / LEVELS, kind)]);
     let scale = graph.initializer(&format!("{weight}.input_scale"), kind, [], scale)?;
     let zero = graph.int8_zeros(&[])?;
     Ok(pair(graph, x, scale, zero, vec![]))
@@ -140,7 +142,7 @@ fn quantised_weight<'w>(graph: &mut Graph<'w>, weight: Value, name: &str) -> Res
         let scales = channel_scales(&source.floats()?, outputs, false).map_err(|error| {
             OnnxError::request("weight to quantise", "finite values", format!("{of}: {error}"))
         })?;
-        Ok(scales.into_iter().map(|scale| scale.max(least_scale(kind))).collect())
+        Ok(scales.into_iter().map(|scale| storable(scale, kind)).collect())
     }));
     let scales = graph.initializer(&format!("{name}.scale"), kind, [outputs], scales)?;
     let zeros = graph.int8_zeros(&[outputs])?;
@@ -154,10 +156,40 @@ fn pair(graph: &mut Graph, x: Value, scale: Value, zero: Value, attributes: Vec<
     graph.node("DequantizeLinear", &[integers, scale, zero], attributes, vec![(kind, shape)])[0]
 }
 
-/// Below it a scale would lose digits, or be zero, in its own type.
-fn least_scale(kind: ElementType) -> f32 {
+/// A scale as its type can hold it: not zero, and rounded up, so that what it scales stays within 127 steps.
+fn storable(scale: f32, kind: ElementType) -> f32 {
     match kind {
-        ElementType::F16 => half::f16::MIN_POSITIVE.to_f32(),
-        _ => f32::MIN_POSITIVE,
+        ElementType::F16 => {
+            let nearest = f16::from_f32(scale);
+            let bits = nearest.to_bits();
+            let up = if nearest.to_f32() < scale { f16::from_bits(bits + 1) } else { nearest };
+            up.max(f16::MIN_POSITIVE_SUBNORMAL).to_f32()
+        }
+        ElementType::Bf16 => {
+            let nearest = bf16::from_f32(scale);
+            let bits = nearest.to_bits();
+            let up = if nearest.to_f32() < scale { bf16::from_bits(bits + 1) } else { nearest };
+            up.max(bf16::MIN_POSITIVE).to_f32()
+        }
+        _ => scale.max(f32::MIN_POSITIVE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_in_a_narrow_type_is_never_below_what_was_asked_for_and_next_to_it() {
+        for scale in [1e-9, 3e-6, 4.3e-5, 0.001, 0.3, 1.0, 17.1] {
+            for (kind, part) in [(ElementType::F16, 1.0 / 1024.0), (ElementType::Bf16, 1.0 / 128.0)] {
+                let stored = storable(scale, kind);
+                // One unit in the last place, or the least number of f16.
+                let above = scale * (1.0 + part) + 6e-8;
+                assert!(stored >= scale && stored <= above, "{scale} as {}: {stored}", kind.name());
+            }
+            assert_eq!(storable(scale, ElementType::F32), scale);
+        }
+        assert!(storable(0.0, ElementType::F16) > 0.0 && storable(0.0, ElementType::Bf16) > 0.0);
     }
 }

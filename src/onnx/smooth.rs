@@ -124,9 +124,9 @@ impl Places {
                 return None;
             }
             let maker = *self.maker.get(&value)?;
-            match &nodes.get(maker)?.operator {
-                &"Cast" => value = *nodes[maker].inputs.first()?,
-                &"LayerNormalization" => {
+            match nodes.get(maker)?.operator {
+                "Cast" => value = *nodes[maker].inputs.first()?,
+                "LayerNormalization" => {
                     let constant = |value: &Value| graph.is_constant(*value);
                     return nodes[maker].inputs.iter().skip(1).all(constant).then_some(maker);
                 }

@@ -186,6 +186,12 @@ impl LayerComparison {
         !self.cosine.is_finite() || self.cosine < least
     }
 
+    /// Whether all values of both are zero, so that nothing was compared.
+    pub fn is_empty(&self) -> bool {
+        let zero = |range: &Range| range.largest() == 0.0 && range.non_finite == 0;
+        zero(&self.reference) && zero(&self.other)
+    }
+
     /// Share of the values beyond f16 or not finite, in the run that has more of them.
     pub fn share_beyond_f16(&self) -> f64 {
         let count = |range: &Range| range.beyond_f16 + range.non_finite;
@@ -266,6 +272,10 @@ mod tests {
             |a: &[f32], b: &[f32]| compare(&run(&[("a", a)]), &run(&[("a", b)])).unwrap().layers[0].cosine;
         assert_eq!(cosine(&[0.0, 0.0], &[0.0, 0.0]), 1.0);
         assert_eq!(cosine(&[0.0, 0.0], &[1.0, 0.0]), 0.0);
+        let empty = |a: &[f32], b: &[f32]| {
+            compare(&run(&[("a", a)]), &run(&[("a", b)])).unwrap().layers[0].is_empty()
+        };
+        assert!(empty(&[0.0, -0.0], &[0.0, 0.0]) && !empty(&[0.0], &[f32::NAN]) && !empty(&[0.0], &[1.0]));
     }
 
     #[test]

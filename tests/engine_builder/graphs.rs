@@ -17,9 +17,14 @@ use crate::runner::{Runner, signature};
 fn command(folder: &std::path::Path, more: &[&str]) -> Command {
     let (checkpoint, folder) = (tiny_checkpoint().display().to_string(), folder.display().to_string());
     let line = ["engine_builder", "--checkpoint", &checkpoint, "--out", &folder];
-    let sizes =
-        ["--text-tokens", "4,9,20", "--image-tokens", "14", "--images", "1,2,3", "--image-size", "56x84"];
-    Command::try_parse_from(line.iter().chain(&sizes).chain(more)).unwrap()
+    let sizes = [
+        ["--text-tokens", "4,9,20"],
+        ["--image-tokens", "14"],
+        ["--images", "1,2,3"],
+        ["--image-size", "56x84"],
+    ];
+    let sizes = sizes.iter().filter(|[name, _]| !more.contains(name)).flatten();
+    Command::try_parse_from(line.iter().chain(sizes).chain(more)).unwrap()
 }
 
 /// The same graphs as the command's.

@@ -33,7 +33,7 @@ fn names(report: &Report, part: usize) -> BTreeSet<String> {
 
 /// Every layer is there, in both, and the same but for rounding in f32.
 fn assert_right(report: &Report) {
-    assert!(report.is_right() && report.beyond_f16.is_empty(), "{report}");
+    assert!(report.is_right() && report.beyond_f16.is_empty() && report.zero.is_empty(), "{report}");
     for part in &report.parts {
         assert_eq!(part.comparison.unmatched, Vec::<String>::new());
         for layer in &part.comparison.layers {

@@ -11,6 +11,8 @@ mod files;
 #[allow(dead_code)]
 #[path = "../golden_suite/fixture.rs"]
 mod fixture;
+#[cfg(all(feature = "tensorrt", feature = "torch"))]
+mod int8;
 #[path = "../golden_suite/observations.rs"]
 mod observations;
 mod quantise;
@@ -18,3 +20,4 @@ mod runner;
 mod samples;
 #[cfg(feature = "onnxruntime")]
 mod session;
+mod smooth;

@@ -28,6 +28,17 @@ pub enum Engine {
     Evaluator,
 }
 
+#[cfg(all(feature = "tensorrt", feature = "torch"))]
+/// How operands are moved before they are rounded.
+#[derive(Clone, Copy, Default)]
+pub struct Moved {
+    /// In parts of the root of their mean square.
+    pub noise: f64,
+    /// In steps of the rounding.
+    pub dither: f64,
+    pub seed: u64,
+}
+
 impl Runner {
     /// Starts it on the Python that `GROOT_TEST_PYTHON` names, otherwise on the one that the set-up made.
     pub fn start() -> Self {
@@ -85,12 +96,32 @@ impl Runner {
         self.run_on(Engine::OnnxRuntime, model, inputs)
     }
 
+    #[cfg(all(feature = "tensorrt", feature = "torch"))]
+    /// The plain graph in f64, with the operands of products whose weights have a range rounded to INT8, after they were moved at
+    /// random.
+    pub fn fake_quantise(
+        &mut self,
+        model: &Path,
+        inputs: &Tensors,
+        ranges: &BTreeMap<String, f32>,
+        moved: Moved,
+    ) -> Tensors {
+        let Moved { noise, dither, seed } = moved;
+        let more = json!({"ranges": ranges, "noise": noise, "dither": dither, "seed": seed});
+        self.exchange("fake_quantise", model, inputs, more)
+    }
+
     pub fn run_on(&mut self, engine: Engine, model: &Path, inputs: &Tensors) -> Tensors {
+        let what = if engine == Engine::OnnxRuntime { "run" } else { "evaluate" };
+        self.exchange(what, model, inputs, json!({}))
+    }
+
+    fn exchange(&mut self, what: &str, model: &Path, inputs: &Tensors, more: Value) -> Tensors {
         let path = |name: &str| self.folder.path().join(name);
         let (from, to) = (path("inputs.safetensors"), path("outputs.safetensors"));
         write_tensors(&from, inputs);
-        let what = if engine == Engine::OnnxRuntime { "run" } else { "evaluate" };
-        let request = json!({"do": what, "model": model, "inputs": from, "outputs": to});
+        let mut request = json!({"do": what, "model": model, "inputs": from, "outputs": to});
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         self.try_ask(&request).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
         read_tensors(&to)
     }
@@ -134,6 +165,7 @@ pub fn signature(values: &Value) -> BTreeMap<String, (String, Vec<String>)> {
 }
 
 /// ONNX Runtime's library in the package of the tests' Python.
+#[cfg(feature = "onnxruntime")]
 pub fn onnxruntime_library() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python =

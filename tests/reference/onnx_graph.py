@@ -5,6 +5,8 @@ Each line of input is a JSON request, each line of output its answer; tensors go
     {"do": "check", "model": PATH}                               what the checker and shape inference say
     {"do": "run", "model": PATH, "inputs": PATH, "outputs": PATH}
     {"do": "evaluate", ...}      as run, with the evaluator of the `onnx` package: slow, but it knows every type
+    {"do": "fake_quantise", ..., "ranges": {WEIGHT: RANGE}, "noise": PART, "dither": STEPS, "seed": N}
+                                 as run, in f64, with these products' operands rounded to INT8: see fake_quantise.py
 """
 
 import json
@@ -17,6 +19,8 @@ import onnx
 import onnx.reference
 import onnxruntime
 
+import fake_quantise
+
 TYPES = {
     "F32": numpy.float32,
     "F16": numpy.float16,
@@ -27,6 +31,7 @@ TYPES = {
 }
 NAMES = {numpy.dtype(kind): name for name, kind in TYPES.items()}
 sessions = {}
+graphs = {}
 
 
 def read(path):
@@ -116,6 +121,14 @@ def answer(request):
     if request["do"] == "check":
         return check(request["model"])
     inputs = read(request["inputs"])
+    if request["do"] == "fake_quantise":
+        path = request["model"]
+        if path not in graphs:
+            graphs[path] = fake_quantise.Graph(path)
+        moved = [request[key] for key in ("noise", "dither", "seed")]
+        outputs = graphs[path].run(inputs, request["ranges"], *moved)
+        write(request["outputs"], {name: array.astype(numpy.float32) for name, array in outputs.items()})
+        return {}
     if request["do"] == "run":
         runner = session(request["model"])
         names = [output.name for output in runner.get_outputs()]

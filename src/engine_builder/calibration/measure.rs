@@ -110,12 +110,15 @@ pub fn measure(
     Ok(ActivationRanges { ranges, factors })
 }
 
+/// What looks at a product: its name, its number of channels, and what goes into it.
+type See<'a> = dyn FnMut(&str, usize, Vec<f32>) -> Result<(), MeasureError> + 'a;
+
 /// Runs all samples, and shows what goes into each product with its name and its number of channels.
 fn watch(
     interpreter: &Interpreter,
     inputs: &dyn CalibrationInputs,
     told: &mut dyn FnMut(),
-    see: &mut dyn FnMut(&str, usize, Vec<f32>) -> Result<(), MeasureError>,
+    see: &mut See,
 ) -> Result<(), MeasureError> {
     for index in 0..inputs.len() {
         let sample = inputs.read(index)?;

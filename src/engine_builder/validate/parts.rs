@@ -140,7 +140,8 @@ fn vision(validation: &Validation, values: &mut Values, wanted: bool) -> Result<
 fn language(validation: &Validation, values: &mut Values, wanted: bool) -> Result<Option<Comparison>> {
     let Validation { reference, inputs, device, .. } = validation;
     let mut probe = if wanted { Probe::on() } else { Probe::off() };
-    let torch = language_reference(reference, &inputs.ids, values.images.as_ref(), *device, &mut probe)?;
+    let images = values.images.as_ref();
+    let torch = language_reference(reference, &inputs.ids, images, Kind::Float, *device, &mut probe)?;
     let tokens = Lengths::fixed(inputs.ids.ncols());
     let part = GraphPart::Language { tokens, frequencies: ElementType::F32 };
     let comparison = if wanted { Some(backbone(validation, part, &torch, &probe)?) } else { None };

@@ -29,6 +29,8 @@ pub struct Report {
     pub wrong: Vec<String>,
     /// The first layer of each part with a value that f16 cannot hold.
     pub beyond_f16: Vec<String>,
+    /// Layers that are zero throughout in both, so that nothing was compared.
+    pub zero: Vec<String>,
     pub parts: Vec<PartReport>,
 }
 
@@ -43,6 +45,11 @@ impl Report {
             least_cosine,
             wrong: comparisons().filter_map(|c| named(c.first_below(least_cosine))).collect(),
             beyond_f16: comparisons().filter_map(|c| named(c.first_f16_overflow())).collect(),
+            zero: comparisons()
+                .flat_map(|comparison| &comparison.layers)
+                .filter(|layer| layer.is_empty())
+                .map(|layer| layer.name.clone())
+                .collect(),
             parts,
         }
     }
@@ -80,6 +87,9 @@ impl fmt::Display for Report {
                 )?,
                 None => writeln!(f, "{part}: every value is within the range of f16")?,
             }
+        }
+        if !self.zero.is_empty() {
+            writeln!(f, "\nzero throughout, so that nothing was compared: {}", self.zero.join(", "))?;
         }
         Ok(())
     }

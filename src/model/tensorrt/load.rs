@@ -8,8 +8,8 @@ use super::{Queueing, TensorRtVelocity};
 use crate::{
     checkpoint::Checkpoint,
     engine::{
-        CheckpointHasher, EngineChoice, EngineNeeds, EngineStore, GpuRecord, Precision, VersionRecord,
-        fused::FusedEngine,
+        CheckpointHasher, EngineChoice, EngineNeeds, EngineRecord, EngineStore, GpuRecord, Precision,
+        VersionRecord, fused::FusedEngine,
     },
     tensorrt::{Device, Engine, Library, LoadOptions, Runtime, TensorRtError},
 };
@@ -71,11 +71,15 @@ impl TensorRtDevice {
         }
     }
 
-    /// The engine of a folder that fits what is needed.
+    /// The engine of a folder that fits what is needed, with its record.
     ///
     /// # Errors
     /// No engine that fits, with the command that builds it, or what TensorRT refuses.
-    pub fn engine(&self, store: &EngineStore, needs: &EngineNeeds) -> Result<Engine, ModelError> {
+    pub fn engine(
+        &self,
+        store: &EngineStore,
+        needs: &EngineNeeds,
+    ) -> Result<(Engine, EngineRecord), ModelError> {
         let plan = store.load(needs)?;
         let runtime = Runtime::new(&self.library, &self.device)?;
         if plan.record.builder.version_compatible {
@@ -83,7 +87,7 @@ impl TensorRtDevice {
             runtime.allow_host_code()?;
         }
         // The plan goes with this function: where host and GPU share memory, every gigabyte counts.
-        Ok(runtime.deserialise(&plan)?)
+        Ok((runtime.deserialise(&plan)?, plan.record))
     }
 }
 
@@ -112,7 +116,7 @@ pub fn load(
     let here = TensorRtDevice::open(ordinal)?;
     let hash = CheckpointHasher::new(Some(hashes_in(&choice.folder))).hash(&checkpoint.dir)?;
     let needs = here.needs(checkpoint, &hash, embodiment, choice.precision);
-    let engine = here.engine(&EngineStore::new(&choice.folder), &needs)?;
+    let (engine, _) = here.engine(&EngineStore::new(&choice.folder), &needs)?;
     let identity = format!("TensorRT {} {} on cuda:{ordinal}", here.library.version(), choice.precision);
     let checkpoint_head = Arc::clone(checkpoint);
     let velocity =

@@ -291,7 +291,10 @@ pub async fn run(
             Err(_) => return Err(NodeError::Policy("the policy's thread ended while loading".to_owned())),
         },
         never = reports.while_loading(&node, &config) => match never {},
-        () = &mut stop => return Ok(()),
+        () = &mut stop => {
+            report::cancel_building();
+            return Ok(());
+        }
     };
     let info = match state {
         Readiness::Ready(info) => info,

@@ -73,6 +73,12 @@ fn building() -> Option<String> {
     None
 }
 
+/// Ends the building of an engine, if one is being built: the node ends.
+pub(super) fn cancel_building() {
+    #[cfg(feature = "tensorrt")]
+    crate::engine_builder::progress::activity::cancel();
+}
+
 /// Starts the reports.
 pub(super) fn spawn(shared: &Arc<Shared>, reports: Reports, tasks: &mut JoinSet<()>) {
     tasks.spawn(tell_people(shared.clone()));
