@@ -197,6 +197,7 @@ fn prove(
         report.insert(mode.to_owned(), time(network, &sets[..3], arguments.iterations, gpu, mode)?);
     }
     // One product for query, key and value, and one for gate and up: equal but for rounding.
+    network.set_mode(ExecutionMode::Graph)?;
     network.set_operators(Some(Box::new(PlainOperators)))?;
     for set in &sets[..3] {
         set.run(network, false)?;
