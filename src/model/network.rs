@@ -44,6 +44,8 @@ pub struct Network {
     runner: Option<TickRunner>,
     /// The mode in force, never `Auto`, and why it is that one, where it was chosen for the caller.
     mode: (ExecutionMode, Option<String>),
+    /// Where ticks that are not eager run; always the same, since libtorch keeps memory for each stream that it used.
+    stream: Option<Stream>,
     /// What ticks that are not eager use between joined products of the backbone; None for the plain path.
     operators: Option<Box<dyn BackboneOperators>>,
     backbone: Backbone,
@@ -104,7 +106,17 @@ impl Network {
         let default_steps = head.steps();
         let mode = (ExecutionMode::Eager, None);
         let (device, kind) = (root.device(), root.kind());
-        Ok(Self { runner: None, mode, operators: None, backbone, head, default_steps, device, kind })
+        Ok(Self {
+            runner: None,
+            mode,
+            stream: None,
+            operators: None,
+            backbone,
+            head,
+            default_steps,
+            device,
+            kind,
+        })
     }
 
     /// Chooses how the network is executed; a new one is eager. What was captured before is let go.
@@ -178,9 +190,12 @@ impl Network {
         self.operators.as_mut().map_or(Ok(()), |operators| operators.queue_on(&stream))
     }
 
-    fn capturing(&self, split: Split) -> Result<TickRunner, ModelError> {
+    fn capturing(&mut self, split: Split) -> Result<TickRunner, ModelError> {
         match self.device {
-            Device::Cuda(device) => TickRunner::capturing(device, split),
+            Device::Cuda(device) => {
+                let stream = self.stream.map_or_else(|| Stream::take(device), Ok)?;
+                Ok(TickRunner::capturing(*self.stream.insert(stream), split))
+            }
             device => Err(ModelError::Device {
                 requested: format!("{device:?}"),
                 reason: "CUDA graphs need an NVIDIA GPU".to_owned(),

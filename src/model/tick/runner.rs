@@ -51,12 +51,9 @@ pub struct TickRunner {
 }
 
 impl TickRunner {
-    /// A runner that captures on a stream of its own of `cuda:device`.
-    ///
-    /// # Errors
-    /// CUDA graphs cannot be used here.
-    pub fn capturing(device: usize, split: Split) -> Result<Self, ModelError> {
-        Ok(Self { stream: Some(Stream::take(device)?), split, ..Self::plain() })
+    /// A runner that captures on `stream`, which is not the default one and nobody else's.
+    pub fn capturing(stream: Stream, split: Split) -> Self {
+        Self { stream: Some(stream), split, ..Self::plain() }
     }
 
     /// A runner that does the same without capturing anything, on any device.

@@ -2,6 +2,7 @@
 // where libtorch's CUDA half is there already to fill them.
 #include "shim.h"
 
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
@@ -73,7 +74,8 @@ GrootStream pack(c10::cuda::CUDAStream const& stream)
     return {data.stream_id, static_cast<int64_t>(data.device_index), static_cast<int64_t>(data.device_type)};
 }
 
-// Ends what a failed capture leaves open: the capture of the stream, and the redirection of allocations into the pool.
+// Ends what a failed capture leaves open: the capture of the stream, and the redirection of allocations into the pool, both
+// the device's and the host's. Each of these asks the graph, which is about to be gone, whether an allocation is its own.
 void close(GrootGraph& capture) noexcept
 {
     char reason[1];
@@ -81,9 +83,16 @@ void close(GrootGraph& capture) noexcept
     {
         return;
     }
-    // Of these only what libtorch had not done already succeeds.
-    guarded(reason, sizeof reason, [&] { allocator::endAllocateToPool(capture.device, capture.pool); });
-    guarded(reason, sizeof reason, [&] { allocator::releasePool(capture.device, capture.pool); });
+    // Of these only what was begun and not ended already succeeds.
+    guarded(reason, sizeof reason, [&] {
+        allocator::endAllocateToPool(capture.device, capture.pool);
+        allocator::releasePool(capture.device, capture.pool);
+    });
+    guarded(reason, sizeof reason, [&] {
+        at::HostAllocator* const host = at::getHostAllocator(at::kCUDA);
+        host->end_allocate_to_pool(capture.pool);
+        host->release_pool(capture.pool);
+    });
     // The error that ended the capture is not one of whatever comes next.
     static_cast<void>(cudaGetLastError());
 }
@@ -144,13 +153,19 @@ int32_t groot_pool_new(GrootPool* pool, char* reason, size_t capacity)
 
 int32_t groot_graph_begin(GrootPool const* pool, GrootGraph** graph, char* reason, size_t capacity)
 {
-    return guarded(reason, capacity, [&] {
-        auto capture = std::make_unique<GrootGraph>();
+    std::unique_ptr<GrootGraph> capture;
+    int32_t const status = guarded(reason, capacity, [&] {
+        capture = std::make_unique<GrootGraph>();
         capture->pool = {pool->first, pool->second};
         capture->device = c10::cuda::current_device();
         capture->graph.capture_begin(capture->pool, cudaStreamCaptureModeThreadLocal);
         *graph = capture.release();
     });
+    if (status != 0 && capture)
+    {
+        close(*capture);
+    }
+    return status;
 }
 
 int32_t groot_graph_end(GrootGraph* graph, size_t* nodes, char* reason, size_t capacity)
