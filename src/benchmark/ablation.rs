@@ -21,6 +21,7 @@ use crate::{
         ModelError,
         device::synchronize,
         network::{Network, to_tensor},
+        operators::PlainOperators,
         probe::Probe,
         tick::captured::Split,
     },
@@ -40,14 +41,14 @@ pub struct Switch {
 enum How {
     /// Two modes that differ in this alone, timed from inputs to actions.
     Modes { off: Mode, on: Mode },
-    /// The captured tick with one graph per stage, or with one for all.
-    Split,
+    /// A captured network that is told on or off before its first tick.
+    Captured(fn(&mut Network, bool) -> Result<(), ModelError>),
     /// Two ways of using the plain bf16 network: one pass of work with the switch on or off.
     Plain(fn(&mut Pass, bool) -> Result<Duration, Failure>),
 }
 
 /// All switches.
-pub const SWITCHES: [Switch; 7] = [
+pub const SWITCHES: [Switch; 8] = [
     Switch { name: "all cameras in one batch", part: "vision", how: How::Plain(batched_cameras) },
     Switch { name: "prompt layout kept", part: "vision and language", how: How::Plain(kept_layout) },
     Switch { name: "cross K/V once per tick", part: "denoising", how: How::Plain(cross_keys) },
@@ -57,7 +58,12 @@ pub const SWITCHES: [Switch; 7] = [
         how: How::Modes { off: Mode::F32, on: Mode::Eager },
     },
     Switch { name: "CUDA graphs", part: "network", how: How::Modes { off: Mode::Eager, on: Mode::Graph } },
-    Switch { name: "one graph in place of three", part: "network", how: How::Split },
+    Switch { name: "one graph in place of three", part: "network", how: How::Captured(one_graph) },
+    Switch {
+        name: "joined products (QKV, gate and up)",
+        part: "network",
+        how: How::Captured(joined_products),
+    },
     Switch {
         name: "fused kernels",
         part: "network",
@@ -125,11 +131,14 @@ impl Stage<'_> {
                 let off = self.time_mode(*off)?;
                 Ok((self.time_mode(*on)?, off))
             }
-            How::Split => {
-                let off = self.time_mode(Mode::Graph)?;
-                let mut network = self.candidate.network(Mode::Graph, self.case, self.settings.device)?;
-                network.set_mode_split(ExecutionMode::Graph, Split::Whole)?;
-                Ok((self.time_network(&mut network)?, off))
+            How::Captured(tell) => {
+                let timed = |on| {
+                    let mut network = self.candidate.network(Mode::Graph, self.case, self.settings.device)?;
+                    tell(&mut network, on)?;
+                    self.time_network(&mut network)
+                };
+                let off = timed(false)?;
+                Ok((timed(true)?, off))
             }
             How::Plain(pass) => {
                 let mut network = self.candidate.network(Mode::Eager, self.case, self.settings.device)?;
@@ -184,6 +193,16 @@ impl Pass<'_> {
         drop(made);
         Ok(time)
     }
+}
+
+/// One graph for the tick, or one per stage.
+fn one_graph(network: &mut Network, on: bool) -> Result<(), ModelError> {
+    network.set_mode_split(ExecutionMode::Graph, if on { Split::Whole } else { Split::Stages })
+}
+
+/// Products of the backbone that read the same input as one, with libtorch's operators between them.
+fn joined_products(network: &mut Network, on: bool) -> Result<(), ModelError> {
+    network.set_operators(if on { Some(Box::new(PlainOperators)) } else { None })
 }
 
 /// The vision tower over all images at once, or over one after the other.

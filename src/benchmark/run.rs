@@ -25,7 +25,10 @@ use crate::{
         Component, ErrorStats, Gpu, Interrupt, Machine, ModeIdentity, ModeMeasurement, Options, Partial, Run,
         RunBuilder, RunError, Source, TrajectoryResult,
     },
-    model::{ModelError, device::synchronize, network::Network, policy::PolicyError, probe::Probe},
+    model::{
+        ModelError, device::synchronize, network::Network, policy::PolicyError, probe::Probe,
+        tick::runner::TickRunner,
+    },
     processor::ProcessorError,
     replay::{capture::Capture, runner::ReplayError},
 };
@@ -275,8 +278,9 @@ impl Bench<'_> {
             errors.push_pairs(chunk.iter().copied().zip(own.iter().copied()));
             measurement.actions.merge(&errors);
         }
-        // Last, since the action head is now run apart from what was captured.
+        // Last, since the action head is now run apart from what was captured, on the same stream.
         about.apart = network.runner().is_some();
+        let _entered = network.runner().map(TickRunner::enter).transpose()?;
         for capture in &reference.captures {
             self.go_on()?;
             capture.compare(&mut network, &mut measurement.denoising)?;

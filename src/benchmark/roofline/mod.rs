@@ -28,7 +28,7 @@
 //! Jetson AGX Orin 64 GB, 236 ms together. It does not say how many cameras it used; the case `alfie-4cam` (four cameras, 420
 //! tokens, horizon 16, 4 steps) is taken. [`Hardware::ORIN_AGX_64`] then gives floors of 46 ms for the backbone, which is
 //! bound by FLOPs, and 34 ms for the action head, which is bound by bytes: 80 ms in all. Well-filled GPUs reach some 60 % of
-//! the FLOPs and 75 % of the bandwidth: 76 ms and 45 ms, **121 ms end to end, half of the study's time** (91 ms with the two
+//! the FLOPs and 75 % of the bandwidth: 76 ms and 45 ms, **122 ms end to end, half of the study's time** (91 ms with the two
 //! cameras and the horizon of 50 of `2cam`). Nearly all of the gain would be the backbone's, captured and with fused
 //! kernels; the study's DiT already runs at 42 % of the bandwidth. NVIDIA's own table for one camera has 95 ms and 72 ms on an
 //! Orin (TensorRT DiT); the same rule gives 22 ms and 45 ms for `nvidia-1cam`. The assumptions: highest clocks (`nvpmodel`
