@@ -13,6 +13,7 @@
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
 //! | [`engine`] | TensorRT engines as files: provenance, checks at load, statistics for INT8 | nothing |
 //! | `tensorrt` | building and running TensorRT engines | feature `tensorrt` |
+//! | `cuda` | own kernels, compiled when the program runs, and products tuned on the GPU | feature `cuda` |
 //! | `engine_builder` | from checkpoint to verified engine | `engine`, `onnx`, `tensorrt`, `model` |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
 //! | [`ros`] | messages and the transport under them | feature `dds` for the embedded transport, `r2r` for that of a sourced ROS 2 |
@@ -26,6 +27,8 @@
 
 pub mod atomic_file;
 pub mod checkpoint;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod engine;
 #[cfg(all(feature = "torch", feature = "tensorrt"))]
 pub mod engine_builder;

@@ -184,6 +184,12 @@ impl ActionHead {
         let pull =
             guidance.map(|guidance| Pull::new(guidance, self.noise_shape(), self.device)).transpose()?;
         let mut actions = noise.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        if guidance.is_none()
+            && !probe.is_on()
+            && let Some(actions) = self.engine.denoise(state_tokens, &actions)?
+        {
+            return Ok(actions);
+        }
         let steps = self.steps();
         for step in 0..steps {
             probe.record(|| format!("head.step{step}.actions_acc_in"), &actions);

@@ -8,6 +8,7 @@
 //! | [`dit`] | the diffusion transformer, behind [`DitEngine`](dit::DitEngine) |
 //! | [`velocity`] | one denoising step as a whole, behind [`VelocityEngine`](velocity::VelocityEngine) |
 //! | `tensorrt` | the same as one TensorRT engine (feature `tensorrt`) |
+//! | `fused` | the same on own CUDA kernels, all steps in one graph (feature `cuda`) |
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
 //! | [`policy`] | observation in, physical actions out |
@@ -20,6 +21,8 @@ pub mod backbone;
 pub mod device;
 pub mod dit;
 pub mod embodiment;
+#[cfg(feature = "cuda")]
+pub mod fused;
 pub mod language;
 pub mod layers;
 pub mod policy;
@@ -57,6 +60,10 @@ pub enum ModelError {
     #[cfg(feature = "tensorrt")]
     #[error(transparent)]
     TensorRt(#[from] crate::tensorrt::TensorRtError),
+    /// The fused kernels could not be made or run.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// The engine's file is missing, damaged, or was built for something else.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
