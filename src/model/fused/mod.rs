@@ -26,7 +26,8 @@ use crate::{
     checkpoint::ModelConfig,
     cuda::{CudaError, Gemms, Gpu, Kernels, Queue, Recording, Tuned},
 };
-use tick::{Machine, Run, Sizes, Tick, TickShape};
+pub use tick::Stage;
+use tick::{Machine, Run, Sizes, Stages, Tick, TickShape};
 use weights::HeadWeights;
 
 /// Sizes of ticks that are kept ready.
@@ -40,6 +41,23 @@ pub enum FusedQueueing {
     Graph,
     /// Kernel by kernel.
     Eager,
+}
+
+/// What a kind of kernel takes in a run of all steps.
+#[derive(Debug, Clone, Copy)]
+pub struct StageTime {
+    pub stage: Stage,
+    /// Kernels or products of this kind.
+    pub launches: usize,
+    /// Milliseconds of these alone, one after the other.
+    pub alone: f32,
+    /// Milliseconds that the run is shorter without them.
+    pub marginal: f32,
+}
+
+fn median(mut times: Vec<f32>) -> f32 {
+    times.sort_by(f32::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f32::NAN)
 }
 
 /// The fused denoising step.
@@ -160,6 +178,33 @@ impl FusedVelocity {
         let mut recording =
             Recording::new(&self.private, overlap, |queue| tick.queue(machine, queue, Run::All))?;
         Ok(recording.time(count)?)
+    }
+
+    /// How long each kind of kernel takes in a run of all steps: alone, and by what the run lacks without it. The second
+    /// is less where kernels overlap. The last tick's results are overwritten with nonsense.
+    ///
+    /// # Errors
+    /// As [`time`](Self::time).
+    pub fn profile(&mut self, count: usize) -> Result<Vec<StageTime>, ModelError> {
+        let whole = median(self.time(count)?);
+        let (machine, overlap) = (&self.machine, self.overlap);
+        let tick = self.ticks.last().ok_or_else(no_tick)?;
+        let time = |stages: Stages| -> Result<f32, ModelError> {
+            let mut recording = Recording::new(&self.private, overlap, |queue| {
+                tick.queue_stages(machine, queue, Run::All, stages)
+            })?;
+            Ok(median(recording.time(count)?))
+        };
+        let used = Stage::ALL.into_iter().filter(|&stage| tick.launches(machine, stage) > 0);
+        used.map(|stage| {
+            Ok(StageTime {
+                stage,
+                launches: tick.launches(machine, stage),
+                alone: time(Stages::only(stage))?,
+                marginal: whole - time(Stages::without(stage))?,
+            })
+        })
+        .collect()
     }
 
     /// Drops what was recorded, as addresses or constants change.

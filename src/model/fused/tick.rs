@@ -153,6 +153,70 @@ impl Run {
     }
 }
 
+/// Kinds of kernels of a denoising step, to tell which takes how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Integrate,
+    Embed,
+    Token,
+    Start,
+    Queries,
+    Joint,
+    CrossAttention,
+    SelfAttention,
+    Out,
+    MiddleNorm,
+    FeedIn,
+    FeedOut,
+    BlockNorm,
+    Decode,
+    Velocity,
+}
+
+impl Stage {
+    /// In their order.
+    pub const ALL: [Self; 15] = [
+        Self::Integrate,
+        Self::Embed,
+        Self::Token,
+        Self::Start,
+        Self::Queries,
+        Self::Joint,
+        Self::CrossAttention,
+        Self::SelfAttention,
+        Self::Out,
+        Self::MiddleNorm,
+        Self::FeedIn,
+        Self::FeedOut,
+        Self::BlockNorm,
+        Self::Decode,
+        Self::Velocity,
+    ];
+}
+
+/// Which stages are queued.
+#[derive(Debug, Clone, Copy)]
+pub struct Stages(u32);
+
+impl Stages {
+    /// A step as it is.
+    pub const ALL: Self = Self(u32::MAX);
+
+    /// One alone: its results mean nothing.
+    pub fn only(stage: Stage) -> Self {
+        Self(1 << stage as u32)
+    }
+
+    /// All but one: as above.
+    pub fn without(stage: Stage) -> Self {
+        Self(!(1 << stage as u32))
+    }
+
+    fn has(self, stage: Stage) -> bool {
+        self.0 & 1 << stage as u32 != 0
+    }
+}
+
 impl Tick {
     /// Tunes the products for this size, where that is not done yet, and allocates.
     pub fn new(machine: &mut Machine, shape: TickShape, device: Device) -> Result<Self, ModelError> {
@@ -253,19 +317,53 @@ impl Tick {
         Ok(result)
     }
 
+    /// Launches of a stage in a run of all steps.
+    pub fn launches(&self, machine: &Machine, stage: Stage) -> usize {
+        let steps = machine.terms.as_ref().map_or(0, |terms| terms.modulation.size()[0] as usize);
+        let blocks = &machine.weights.blocks;
+        let own = blocks.iter().filter(|block| block.reads == BlockContext::Own).count();
+        steps
+            * match stage {
+                Stage::Integrate
+                | Stage::Embed
+                | Stage::Token
+                | Stage::Start
+                | Stage::Decode
+                | Stage::Velocity => 1,
+                Stage::Queries | Stage::CrossAttention => blocks.len() - own,
+                Stage::Joint | Stage::SelfAttention => own,
+                Stage::Out | Stage::MiddleNorm | Stage::FeedIn | Stage::FeedOut | Stage::BlockNorm => {
+                    blocks.len()
+                }
+            }
+    }
+
     /// Queues a run.
     pub fn queue(&self, machine: &Machine, queue: &Queue, run: Run) -> Result<(), ModelError> {
+        self.queue_stages(machine, queue, run, Stages::ALL)
+    }
+
+    /// Queues some stages of a run.
+    pub fn queue_stages(
+        &self,
+        machine: &Machine,
+        queue: &Queue,
+        run: Run,
+        stages: Stages,
+    ) -> Result<(), ModelError> {
         let steps = machine.terms.as_ref().map_or(0, |terms| terms.modulation.size()[0] as usize);
         self.integrate(machine, queue, None, steps)?;
         match run {
             Run::All => {
                 for step in 0..steps {
-                    self.step(machine, queue, step)?;
-                    self.integrate(machine, queue, Some(false), steps)?;
+                    self.step(machine, queue, step, stages)?;
+                    if stages.has(Stage::Integrate) {
+                        self.integrate(machine, queue, Some(false), steps)?;
+                    }
                 }
             }
             Run::Step(step) => {
-                self.step(machine, queue, step)?;
+                self.step(machine, queue, step, stages)?;
                 self.integrate(machine, queue, Some(true), steps)?;
             }
         }
@@ -324,7 +422,7 @@ impl Tick {
     }
 
     /// Rounded actions to the parts of their velocities.
-    fn step(&self, machine: &Machine, queue: &Queue, step: usize) -> Result<(), ModelError> {
+    fn step(&self, machine: &Machine, queue: &Queue, step: usize, stages: Stages) -> Result<(), ModelError> {
         let Machine { kernels, gemms, weights, terms, sizes, .. } = machine;
         let Some(terms) = terms.as_ref().filter(|terms| (step as i64) < terms.modulation.size()[0]) else {
             return Err(ModelError::Input {
@@ -351,9 +449,13 @@ impl Tick {
             out: address(&self.embedded),
             parts: address(&self.parts),
         };
-        // SAFETY: as in `integrate`, here and below.
-        unsafe { gemms.multiply(kernels, queue, &products.embed, &call)? };
-        self.product(machine, queue, &products.token, &weights.token, (&self.embedded, &self.parts))?;
+        if stages.has(Stage::Embed) {
+            // SAFETY: as in `integrate`, here and below.
+            unsafe { gemms.multiply(kernels, queue, &products.embed, &call)? };
+        }
+        if stages.has(Stage::Token) {
+            self.product(machine, queue, &products.token, &weights.token, (&self.embedded, &self.parts))?;
+        }
         let (multiply, add) = modulation(0);
         let start = StartArguments {
             residual: address(&self.residual),
@@ -371,7 +473,9 @@ impl Tick {
             horizon: sizes.horizon as i32,
             eps: BLOCK_EPS,
         };
-        unsafe { kernels.start_norm(queue, samples, &start)? };
+        if stages.has(Stage::Start) {
+            unsafe { kernels.start_norm(queue, samples, &start)? };
+        }
 
         for (index, block) in weights.blocks.iter().enumerate() {
             let own = block.reads == BlockContext::Own;
@@ -379,7 +483,9 @@ impl Tick {
                 Some(joint) if own => joint,
                 _ => &products.queries,
             };
-            self.product(machine, queue, input, &block.input, (&self.normed, &self.parts))?;
+            if stages.has(if own { Stage::Joint } else { Stage::Queries }) {
+                self.product(machine, queue, input, &block.input, (&self.normed, &self.parts))?;
+            }
             let columns = block.input.outputs();
             let mut attention = AttentionArguments {
                 parts: address(&self.parts),
@@ -410,8 +516,12 @@ impl Tick {
                 attention.key_count = cross.tokens as i32;
             }
             let heads = (samples, sizes.heads, sizes.head_width());
-            unsafe { kernels.attend(queue, &machine.attention, heads, &attention)? };
-            self.product(machine, queue, &products.out, &block.out, (&self.attended, &self.parts))?;
+            if stages.has(if own { Stage::SelfAttention } else { Stage::CrossAttention }) {
+                unsafe { kernels.attend(queue, &machine.attention, heads, &attention)? };
+            }
+            if stages.has(Stage::Out) {
+                self.product(machine, queue, &products.out, &block.out, (&self.attended, &self.parts))?;
+            }
 
             let mut norm = NormArguments {
                 residual: address(&self.residual),
@@ -429,9 +539,15 @@ impl Tick {
                 keep: 1,
                 eps: BLOCK_EPS,
             };
-            unsafe { kernels.residual_norm(queue, samples, &norm)? };
-            self.product(machine, queue, &products.ff_in, &block.ff_in, (&self.normed, &self.hidden))?;
-            self.product(machine, queue, &products.ff_out, &block.ff_out, (&self.hidden, &self.parts))?;
+            if stages.has(Stage::MiddleNorm) {
+                unsafe { kernels.residual_norm(queue, samples, &norm)? };
+            }
+            if stages.has(Stage::FeedIn) {
+                self.product(machine, queue, &products.ff_in, &block.ff_in, (&self.normed, &self.hidden))?;
+            }
+            if stages.has(Stage::FeedOut) {
+                self.product(machine, queue, &products.ff_out, &block.ff_out, (&self.hidden, &self.parts))?;
+            }
 
             // The next block's first norm, or the output's, of the action tokens alone.
             (norm.multiply, norm.add) = modulation(index + 1);
@@ -443,9 +559,22 @@ impl Tick {
                 norm.keep = 0;
                 norm.eps = OUTPUT_EPS;
             }
-            unsafe { kernels.residual_norm(queue, samples, &norm)? };
+            if stages.has(Stage::BlockNorm) {
+                unsafe { kernels.residual_norm(queue, samples, &norm)? };
+            }
         }
-        self.product(machine, queue, &products.decode, &weights.decode, (&self.normed, &self.decoded))?;
-        self.product(machine, queue, &products.velocity, &weights.velocity, (&self.decoded, &self.parts))
+        if stages.has(Stage::Decode) {
+            self.product(machine, queue, &products.decode, &weights.decode, (&self.normed, &self.decoded))?;
+        }
+        if stages.has(Stage::Velocity) {
+            self.product(
+                machine,
+                queue,
+                &products.velocity,
+                &weights.velocity,
+                (&self.decoded, &self.parts),
+            )?;
+        }
+        Ok(())
     }
 }
