@@ -78,10 +78,10 @@ pub enum Plan {
     Own {
         /// Its shape.
         skinny: Skinny,
-        /// k of a part.
+        /// k of a block.
         split: usize,
-        /// Number of parts.
-        parts: usize,
+        /// Blocks that share k.
+        depth: usize,
         /// Whether the L2 cache is asked for weights ahead.
         prefetch: bool,
     },
@@ -93,7 +93,8 @@ impl Plan {
     /// Parts of the output of a shape without `finish`.
     pub fn parts(&self) -> usize {
         match self {
-            Self::Own { parts, .. } => *parts,
+            // A cluster sums what its blocks make.
+            Self::Own { skinny, depth, .. } => if skinny.cluster > 1 { 1 } else { *depth },
             Self::Library(_) => 1,
         }
     }
@@ -101,8 +102,9 @@ impl Plan {
     /// For tables.
     pub fn name(&self) -> String {
         match self {
-            Self::Own { skinny, parts, prefetch, .. } => {
-                format!("{}, {parts} parts{}", skinny.name(), if *prefetch { ", L2 ahead" } else { "" })
+            Self::Own { skinny, prefetch, .. } => {
+                let ahead = if *prefetch { ", L2 ahead" } else { "" };
+                format!("{}, {} parts{ahead}", skinny.name(), self.parts())
             }
             Self::Library(gemm) => format!("cuBLASLt, workspace {} KiB", gemm.workspace >> 10),
         }
@@ -179,7 +181,7 @@ impl Gemms {
     ) -> Result<(), CudaError> {
         let GemmShape { rows, n, k, finish } = gemm.shape;
         match &gemm.plan {
-            Plan::Own { skinny, split, parts, prefetch } => {
+            Plan::Own { skinny, split, depth, prefetch } => {
                 let (tiles, blocks) = skinny::token_tiles(rows);
                 let kernel = self
                     .own
@@ -190,7 +192,7 @@ impl Gemms {
                     CudaError::argument("product", "a kernel that was compiled for its rows", rows)
                 })?;
                 // A part of a finished product would need the others: they are summed by another kernel.
-                let direct = finish.filter(|_| *parts == 1);
+                let direct = finish.filter(|_| gemm.plan.parts() == 1);
                 let arguments = SkinnyArguments {
                     activations: call.activations,
                     weight: call.weight,
@@ -205,7 +207,7 @@ impl Gemms {
                     activation: direct.unwrap_or(Activation::None) as i32,
                     prefetch: i32::from(*prefetch),
                 };
-                let grid = [n.div_ceil(skinny.columns()), *parts, blocks];
+                let grid = [n.div_ceil(skinny.columns()), *depth, blocks];
                 // SAFETY: by this function's contract.
                 unsafe {
                     queue.launch(kernel, grid, skinny.threads(), skinny.shared(tiles) as u32, &arguments)?

@@ -544,8 +544,9 @@ mod tests {
             ("elementwise.cu", source(ELEMENTWISE, "")),
         ];
         // Each shape is one instance of the same template: the first and the widest stand for the others.
-        for (shape, tiles) in [(&Skinny::ALL[0], 1), (&Skinny::ALL[Skinny::ALL.len() - 1], 8)] {
-            files.push(("gemm.cu", skinny::source(std::slice::from_ref(shape), tiles)));
+        let widest = Skinny::ALL[Skinny::ALL.len() - 1].in_clusters(8);
+        for (shape, tiles) in [(Skinny::ALL[0], 1), (widest, 8)] {
+            files.push(("gemm.cu", skinny::source(&[shape], tiles)));
         }
         for target in targets {
             for (name, source) in &files {

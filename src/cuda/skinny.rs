@@ -26,6 +26,8 @@ pub struct Skinny {
     pub stages: usize,
     /// Warps that copy activations.
     pub producers: usize,
+    /// Blocks that share the k of a product and sum through each other's shared memory; 1: each writes a part.
+    pub cluster: usize,
 }
 
 const fn shape(
@@ -36,11 +38,11 @@ const fn shape(
     stages: usize,
     producers: usize,
 ) -> Skinny {
-    Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers }
+    Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster: 1 }
 }
 
 impl Skinny {
-    /// The shapes that are tried.
+    /// The shapes that are tried, each alone and in clusters.
     pub const ALL: [Self; 14] = [
         // 32 columns
         shape(1, 2, 4, 1, 6, 4),
@@ -63,6 +65,14 @@ impl Skinny {
         // 192
         shape(2, 6, 1, 2, 3, 3),
     ];
+
+    /// Sizes of clusters that are tried: more than 8 blocks not every GPU takes.
+    pub const CLUSTERS: [usize; 3] = [2, 4, 8];
+
+    /// The same in clusters of so many blocks.
+    pub fn in_clusters(self, cluster: usize) -> Self {
+        Self { cluster, ..self }
+    }
 
     /// Columns of the output that a block makes.
     pub fn columns(&self) -> usize {
@@ -98,13 +108,15 @@ impl Skinny {
     }
 
     fn symbol(&self) -> String {
-        let Self { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers } = self;
-        format!("gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}")
+        let Self { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } = self;
+        format!("gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}_{cluster}")
     }
 
     /// Whether a block fits on the GPU, its accumulators into registers.
     pub(super) fn fits(&self, gpu: &Gpu, tiles: usize) -> bool {
-        self.shared(tiles) <= gpu.shared_per_block() as usize && self.column_tiles * tiles <= 16
+        // Clusters came with the generation that lets kernels overlap.
+        (self.cluster == 1 || gpu.overlaps())
+            && self.shared(tiles) <= gpu.shared_per_block() as usize && self.column_tiles * tiles <= 16
     }
 }
 
@@ -120,12 +132,15 @@ pub(super) fn source(shapes: &[Skinny], tiles: usize) -> String {
     let instances: String = shapes
         .iter()
         .map(|shape| {
-            let Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers } = shape;
-            let symbol = shape.symbol();
-            format!(
-                "GEMM_KERNEL({symbol}, {column_tiles}, {column_warps}, {depth_warps}, {depth_blocks}, {stages}, \
-                 {tiles}, {producers})\n"
-            )
+            let Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } = shape;
+            let parameters = format!(
+                "{}, {column_tiles}, {column_warps}, {depth_warps}, {depth_blocks}, {stages}, {tiles}, {producers}",
+                shape.symbol()
+            );
+            match cluster {
+                1 => format!("GEMM_KERNEL({parameters})\n"),
+                _ => format!("GEMM_CLUSTER_KERNEL({parameters}, {cluster})\n"),
+            }
         })
         .collect();
     kernels::source(kernels::GEMM, &instances)
@@ -136,7 +151,11 @@ pub(super) fn compile(gpu: &Gpu, tiles: usize) -> Result<Vec<(Skinny, Kernel)>, 
     use rayon::prelude::*;
     let nvrtc = Nvrtc::load()?;
     let target = nvrtc.target(gpu.capability());
-    let fitting: Vec<Skinny> = Skinny::ALL.into_iter().filter(|shape| shape.fits(gpu, tiles)).collect();
+    let fitting: Vec<Skinny> = Skinny::ALL
+        .into_iter()
+        .flat_map(|shape| [1].into_iter().chain(Skinny::CLUSTERS).map(move |cluster| shape.in_clusters(cluster)))
+        .filter(|shape| shape.fits(gpu, tiles))
+        .collect();
     let code: Vec<_> = fitting
         .par_iter()
         .map(|shape| nvrtc.compile("gemm.cu", &source(std::slice::from_ref(shape), tiles), target))

@@ -108,15 +108,29 @@ impl Gemms {
         let own: Vec<_> = self.own.get(&tiles).into_iter().flatten().map(|(skinny, _)| *skinny).collect();
         for skinny in own {
             let across = n.div_ceil(skinny.columns()) * blocks;
-            for (split, parts) in splits(k, skinny.chunk(), across, self.gpu.multiprocessors() as usize) {
+            if skinny.cluster > 1 {
+                let split = k.div_ceil(skinny.cluster).next_multiple_of(skinny.chunk());
+                // Only where every block has something to do, and there are enough blocks and not too many.
+                let blocks = across * skinny.cluster;
+                let multiprocessors = self.gpu.multiprocessors() as usize;
+                let fills = (multiprocessors / 2..=3 * multiprocessors).contains(&blocks);
+                if split * (skinny.cluster - 1) < k && fills {
+                    let ahead = split > skinny.chunk() * (skinny.stages - 1);
+                    for prefetch in [false, true].into_iter().take(1 + usize::from(ahead)) {
+                        plans.push(Plan::Own { skinny, split, depth: skinny.cluster, prefetch });
+                    }
+                }
+                continue;
+            }
+            for (split, depth) in splits(k, skinny.chunk(), across, self.gpu.multiprocessors() as usize) {
                 // A finished product in parts costs another kernel: only where one part leaves the GPU idle.
-                if finish.is_some() && parts > 1 && across * 2 >= self.gpu.multiprocessors() as usize {
+                if finish.is_some() && depth > 1 && across * 2 >= self.gpu.multiprocessors() as usize {
                     continue;
                 }
                 let ahead = self.gpu.overlaps() && split > skinny.chunk() * (skinny.stages - 1);
-                plans.push(Plan::Own { skinny, split, parts, prefetch: false });
+                plans.push(Plan::Own { skinny, split, depth, prefetch: false });
                 if ahead {
-                    plans.push(Plan::Own { skinny, split, parts, prefetch: true });
+                    plans.push(Plan::Own { skinny, split, depth, prefetch: true });
                 }
             }
         }

@@ -8,6 +8,9 @@
 // Each consuming warp copies exactly what its own lanes multiply; others copy the activations. So the weights can be on
 // their way before the predecessor on the stream, which makes the activations, has ended.
 //
+// With CLUSTER above 1, the parts of k are the blocks of a cluster, which sum what they made through each other's shared
+// memory: the output is one part.
+//
 // A block makes TILE = 16·MT·WN columns of the output from one part of k. WN warps share the columns, WK the k of each chunk
 // of 32·WK·KB. NT·8 tokens.
 
@@ -23,7 +26,7 @@ struct GemmArguments {
     int prefetch;   // whether to ask the L2 cache for the weights beyond the first stages
 };
 
-template <int MT, int WN, int WK, int KB, int STAGES, int NT, int PRODUCERS>
+template <int MT, int WN, int WK, int KB, int STAGES, int NT, int PRODUCERS, int CLUSTER>
 DEVICE void gemm(const GemmArguments &args)
 {
     constexpr int CONSUMERS = WN * WK;
@@ -144,19 +147,28 @@ DEVICE void gemm(const GemmArguments &args)
                     all[(wk * NT * 8 + token) * PITCH + column] = sums[mt][nt][i];
                 }
     }
-    __syncthreads();
+    if (CLUSTER > 1)
+        cluster_sync();
+    else
+        __syncthreads();
     const int tokens = min(args.rows - first_token, NT * 8);
-    for (int i = threadIdx.x; i < tokens * (TILE / 4); i += THREADS) {
+    const int rank = CLUSTER > 1 ? blockIdx.y : 0;
+    for (int i = rank * THREADS + threadIdx.x; i < tokens * (TILE / 4); i += THREADS * CLUSTER) {
         const int token = i / (TILE / 4), column = i % (TILE / 4) * 4, n = first_column + column;
         if (n >= args.n)
             continue;
-        float4 sum = *(const float4 *)(all + token * PITCH + column);
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-        for (int part = 1; part < WK; part++)
-            sum = add4(sum, *(const float4 *)(all + (part * NT * 8 + token) * PITCH + column));
+        for (int peer = 0; peer < CLUSTER; peer++)
+#pragma unroll
+            for (int part = 0; part < WK; part++) {
+                const float *from = all + (part * NT * 8 + token) * PITCH + column;
+                sum = add4(sum, CLUSTER > 1 ? load_from_peer(from, peer) : *(const float4 *)from);
+            }
         const long long row = first_token + token;
         if (!args.finished) {
-            *(float4 *)((float *)args.out + ((long long)blockIdx.y * args.rows + row) * args.n + n) = sum;
+            const long long part = CLUSTER > 1 ? 0 : blockIdx.y;
+            *(float4 *)((float *)args.out + (part * args.rows + row) * args.n + n) = sum;
             continue;
         }
         if (args.bias)
@@ -165,10 +177,26 @@ DEVICE void gemm(const GemmArguments &args)
                           activate(sum.z, args.activation), activate(sum.w, args.activation));
         *(uint2 *)((bf16 *)args.out + row * args.n + n) = pack4(sum);
     }
+    // Nobody leaves while another reads its memory.
+    if (CLUSTER > 1)
+        cluster_sync();
 }
+
+#if __CUDA_ARCH__ >= 900
+#define CLUSTER_OF(n) __cluster_dims__(1, n, 1)
+#else
+#define CLUSTER_OF(n)
+#endif
 
 #define GEMM_KERNEL(name, MT, WN, WK, KB, STAGES, NT, PRODUCERS)                                                       \
     extern "C" __global__ void __launch_bounds__(32 * (WN * WK + PRODUCERS)) name(const GemmArguments args)           \
     {                                                                                                                  \
-        gemm<MT, WN, WK, KB, STAGES, NT, PRODUCERS>(args);                                                             \
+        gemm<MT, WN, WK, KB, STAGES, NT, PRODUCERS, 1>(args);                                                          \
+    }
+
+#define GEMM_CLUSTER_KERNEL(name, MT, WN, WK, KB, STAGES, NT, PRODUCERS, CLUSTER)                                      \
+    extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(32 * (WN * WK + PRODUCERS))                       \
+        name(const GemmArguments args)                                                                                 \
+    {                                                                                                                  \
+        gemm<MT, WN, WK, KB, STAGES, NT, PRODUCERS, CLUSTER>(args);                                                    \
     }

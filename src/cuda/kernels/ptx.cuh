@@ -46,6 +46,33 @@ DEVICE void release_successor()
 #endif
 }
 
+// All threads of all blocks of the cluster meet, and see what the others wrote to shared memory. Without clusters the block.
+DEVICE void cluster_sync()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+// Four floats out of the shared memory of the block `rank` of the cluster, from where this block has `pointer`.
+DEVICE float4 load_from_peer(const float *pointer, u32 rank)
+{
+    float4 v;
+#if __CUDA_ARCH__ >= 900
+    u32 address;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+#else
+    v = *(const float4 *)pointer;
+#endif
+    return v;
+}
+
 // d += a·b, a 16x16 by rows, b 16x8 by columns, bf16; d 16x8, f32.
 DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
 {

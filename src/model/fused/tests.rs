@@ -215,7 +215,13 @@ fn every_shape_of_the_product_agrees_with_the_plain_one() {
                 for (parts, prefetch) in [(1, false), (2, true)] {
                     let split = (k as usize).div_ceil(parts).next_multiple_of(skinny.chunk());
                     let parts = (k as usize).div_ceil(split);
-                    let plan = Plan::Own { skinny, split, parts, prefetch };
+                    let plan = Plan::Own { skinny, split, depth: parts, prefetch };
+                    gemms_to_try.push(std::sync::Arc::new(Gemm { shape, plan }));
+                }
+                for depth in Skinny::CLUSTERS {
+                    let skinny = skinny.in_clusters(depth);
+                    let split = (k as usize).div_ceil(depth).next_multiple_of(skinny.chunk());
+                    let plan = Plan::Own { skinny, split, depth, prefetch: false };
                     gemms_to_try.push(std::sync::Arc::new(Gemm { shape, plan }));
                 }
             }
