@@ -94,7 +94,13 @@ impl Plan {
     pub fn parts(&self) -> usize {
         match self {
             // A cluster sums what its blocks make.
-            Self::Own { skinny, depth, .. } => if skinny.cluster > 1 { 1 } else { *depth },
+            Self::Own { skinny, depth, .. } => {
+                if skinny.cluster > 1 {
+                    1
+                } else {
+                    *depth
+                }
+            }
             Self::Library(_) => 1,
         }
     }

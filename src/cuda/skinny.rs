@@ -109,14 +109,17 @@ impl Skinny {
 
     fn symbol(&self) -> String {
         let Self { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } = self;
-        format!("gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}_{cluster}")
+        format!(
+            "gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}_{cluster}"
+        )
     }
 
     /// Whether a block fits on the GPU, its accumulators into registers.
     pub(super) fn fits(&self, gpu: &Gpu, tiles: usize) -> bool {
         // Clusters came with the generation that lets kernels overlap.
         (self.cluster == 1 || gpu.overlaps())
-            && self.shared(tiles) <= gpu.shared_per_block() as usize && self.column_tiles * tiles <= 16
+            && self.shared(tiles) <= gpu.shared_per_block() as usize
+            && self.column_tiles * tiles <= 16
     }
 }
 
@@ -153,7 +156,9 @@ pub(super) fn compile(gpu: &Gpu, tiles: usize) -> Result<Vec<(Skinny, Kernel)>, 
     let target = nvrtc.target(gpu.capability());
     let fitting: Vec<Skinny> = Skinny::ALL
         .into_iter()
-        .flat_map(|shape| [1].into_iter().chain(Skinny::CLUSTERS).map(move |cluster| shape.in_clusters(cluster)))
+        .flat_map(|shape| {
+            [1].into_iter().chain(Skinny::CLUSTERS).map(move |cluster| shape.in_clusters(cluster))
+        })
         .filter(|shape| shape.fits(gpu, tiles))
         .collect();
     let code: Vec<_> = fitting

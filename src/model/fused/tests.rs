@@ -133,9 +133,9 @@ impl Plain<'_> {
             let heads = |x: &Tensor| split_heads(x, self.heads).unwrap();
             let attended =
                 attention(&heads(&input.narrow(2, 0, width)), &heads(&keys), &heads(&values), None).unwrap();
-            x = x + Self::linear(&merge_heads(&attended).unwrap(), &block.out);
+            x += Self::linear(&merge_heads(&attended).unwrap(), &block.out);
             let fed = Self::linear(&plain_layer_norm(&x, 1e-5).unwrap(), &block.ff_in).gelu("tanh");
-            x = x + Self::linear(&fed, &block.ff_out);
+            x += Self::linear(&fed, &block.ff_out);
         }
         let normed = self.norm(&x, step, weights.blocks.len() as i64, 1e-6);
         let decoded = Self::linear(&Self::linear(&normed, &weights.decode).relu(), &weights.velocity);
