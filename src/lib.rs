@@ -13,6 +13,7 @@
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
 //! | [`engine`] | TensorRT engines as files: provenance, checks at load, statistics for INT8 | nothing |
 //! | `tensorrt` | building and running TensorRT engines | feature `tensorrt` |
+//! | `cuda` | own kernels, compiled when the program runs, and products tuned on the GPU | feature `cuda` |
 //! | `engine_builder` | from checkpoint to verified engine | `engine`, `onnx`, `tensorrt`, `model` |
 //! | [`execution`] | the ways to execute the network, by name | nothing |
 //! | `model` | backbone, action head, denoising, the thread that owns them | feature `torch` |
@@ -29,6 +30,8 @@
 pub mod atomic_file;
 pub mod benchmark;
 pub mod checkpoint;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod engine;
 #[cfg(all(feature = "torch", feature = "tensorrt"))]
 pub mod engine_builder;

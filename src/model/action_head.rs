@@ -204,6 +204,12 @@ impl ActionHead {
             });
         }
         let mut actions = noise.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        if pull.is_none()
+            && !probe.is_on()
+            && let Some(actions) = self.engine.denoise(state_tokens, &actions)?
+        {
+            return Ok(actions);
+        }
         let steps = self.steps();
         for step in 0..steps {
             probe.record(|| format!("head.step{step}.actions_acc_in"), &actions);

@@ -250,7 +250,12 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// Reads `weight`.
     pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
-        Ok(Self { weight: at.tensor("weight")?, eps })
+        Ok(Self::new(at.tensor("weight")?, eps))
+    }
+
+    /// From a weight that is there already.
+    pub fn new(weight: Tensor, eps: f64) -> Self {
+        Self { weight, eps }
     }
 
     /// Weight, epsilon.

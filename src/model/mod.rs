@@ -10,6 +10,7 @@
 //! | [`velocity`] | one denoising step as a whole, behind [`VelocityEngine`](velocity::VelocityEngine) |
 //! | [`cuda`] | streams, captured graphs, pinned memory, memory counters |
 //! | `tensorrt` | the same as one TensorRT engine (feature `tensorrt`) |
+//! | `fused` | the same on own CUDA kernels, all steps in one graph (feature `cuda`) |
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
 //! | [`network`] | all of it: model inputs and noise in, normalised action chunk out |
@@ -26,6 +27,8 @@ pub mod cuda;
 pub mod device;
 pub mod dit;
 pub mod embodiment;
+#[cfg(feature = "cuda")]
+pub mod fused;
 pub mod language;
 pub mod layers;
 pub mod network;
@@ -77,6 +80,10 @@ pub enum ModelError {
     #[cfg(feature = "tensorrt")]
     #[error(transparent)]
     TensorRt(#[from] crate::tensorrt::TensorRtError),
+    /// The fused kernels could not be made or run.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Fused(#[from] crate::cuda::CudaError),
     /// The engine's file is missing, damaged, or was built for something else.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),

@@ -66,6 +66,12 @@ pub trait VelocityEngine: Send {
         actions: &Tensor,
         probe: &mut Probe,
     ) -> Result<Tensor, ModelError>;
+
+    /// All denoising steps at once, where the engine can: state tokens (B, T_state, width) and f32 noise (B, horizon,
+    /// action dim) on the engine's device → f32 actions of the same shape. None: step by step.
+    fn denoise(&mut self, _state_tokens: &Tensor, _noise: &Tensor) -> Result<Option<Tensor>, ModelError> {
+        Ok(None)
+    }
 }
 
 /// The step on libtorch, layer by layer, with the transformer behind a trait of its own.

@@ -1,0 +1,268 @@
+//! Products of few activations with large weights, each by what is fastest for its shape.
+
+use std::collections::HashMap;
+
+use super::Activation;
+use super::blas::{Blas, LibraryGemm};
+use super::error::CudaError;
+use super::gpu::{Gpu, Memory};
+use super::kernels::{FinishArguments, Kernels};
+use super::module::Kernel;
+use super::queue::Queue;
+use super::skinny::{self, Skinny};
+use super::tune::Tuned;
+
+/// Bytes of cuBLASLt's workspace.
+pub(super) const WORKSPACE: usize = 32 << 20;
+/// Parts that a product is split into at most.
+pub(super) const MOST_PARTS: usize = 16;
+
+/// A product: activations (rows, k) · weightᵀ (n, k).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GemmShape {
+    pub rows: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Some: the output is bf16 (rows, n), with bias and this activation. None: f32 (parts, rows, n), to be summed, bias and
+    /// all, by what reads it.
+    pub finish: Option<Activation>,
+}
+
+impl std::fmt::Display for GemmShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} x {} x {}", self.rows, self.n, self.k)?;
+        match self.finish {
+            Some(activation) => write!(f, " {activation:?}"),
+            None => write!(f, " parts"),
+        }
+    }
+}
+
+/// `GemmArguments` of gemm.cu.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct SkinnyArguments {
+    activations: u64,
+    weight: u64,
+    bias: u64,
+    out: u64,
+    rows: i32,
+    n: i32,
+    k: i32,
+    stride: i32,
+    split: i32,
+    finished: i32,
+    activation: i32,
+    prefetch: i32,
+}
+
+/// Where a product's operands are, device addresses.
+#[derive(Debug, Clone, Copy)]
+pub struct GemmCall {
+    /// bf16 (rows, k).
+    pub activations: u64,
+    /// bf16 (n, k).
+    pub weight: u64,
+    /// f32 (n), for a shape with `finish`.
+    pub bias: u64,
+    /// bf16 (n), the same values, or zero where they are no bf16 values.
+    pub bias_bf16: u64,
+    pub out: u64,
+    /// f32 (parts, rows, n): scratch for a shape with `finish`.
+    pub parts: u64,
+}
+
+/// How a product is computed.
+pub enum Plan {
+    /// The own kernel, k in parts of `split`.
+    Own {
+        /// Its shape.
+        skinny: Skinny,
+        /// k of a block.
+        split: usize,
+        /// Blocks that share k.
+        depth: usize,
+        /// Whether the L2 cache is asked for weights ahead.
+        prefetch: bool,
+    },
+    /// cuBLASLt, which does its splitting inside.
+    Library(LibraryGemm),
+}
+
+impl Plan {
+    /// Parts of the output of a shape without `finish`.
+    pub fn parts(&self) -> usize {
+        match self {
+            // A cluster sums what its blocks make.
+            Self::Own { skinny, depth, .. } => {
+                if skinny.cluster > 1 {
+                    1
+                } else {
+                    *depth
+                }
+            }
+            Self::Library(_) => 1,
+        }
+    }
+
+    /// For tables.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Own { skinny, prefetch, .. } => {
+                let ahead = if *prefetch { ", L2 ahead" } else { "" };
+                format!("{}, {} parts{ahead}", skinny.name(), self.parts())
+            }
+            Self::Library(gemm) => format!("cuBLASLt, workspace {} KiB", gemm.workspace >> 10),
+        }
+    }
+}
+
+/// A product with its plan.
+pub struct Gemm {
+    pub shape: GemmShape,
+    pub plan: Plan,
+}
+
+/// Everything that products are made with.
+pub struct Gemms {
+    pub(super) gpu: Gpu,
+    /// By token tiles of a block.
+    pub(super) own: HashMap<usize, Vec<(Skinny, Kernel)>>,
+    /// Why cuBLASLt is not there, or itself and its workspace.
+    pub(super) blas: Result<(Blas, Memory), String>,
+    /// What was tuned, for tables.
+    pub(super) table: Vec<Tuned>,
+    pub(super) cached: HashMap<GemmShape, std::sync::Arc<Gemm>>,
+}
+
+impl Gemms {
+    /// cuBLASLt is used where it is there.
+    ///
+    /// # Errors
+    /// No memory for the workspace.
+    pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        gpu.context().bind_to_thread().map_err(CudaError::driver("choosing the GPU"))?;
+        let blas = match Blas::new() {
+            Ok(blas) => Ok((blas, gpu.allocate(WORKSPACE)?)),
+            Err(error) => {
+                tracing::warn!("products run on own kernels alone: {error}");
+                Err(error.to_string())
+            }
+        };
+        Ok(Self { gpu: gpu.clone(), own: HashMap::new(), blas, table: Vec::new(), cached: HashMap::new() })
+    }
+
+    /// What was measured so far.
+    pub fn table(&self) -> &[Tuned] {
+        &self.table
+    }
+
+    /// Version of cuBLASLt, or why there is none.
+    pub fn library(&self) -> Result<usize, &str> {
+        self.blas.as_ref().map(|(blas, _)| blas.version()).map_err(String::as_str)
+    }
+
+    /// Compiles the own kernels for so many rows, once.
+    pub(super) fn compile(&mut self, rows: usize) -> Result<usize, CudaError> {
+        let (tiles, _) = skinny::token_tiles(rows);
+        if let std::collections::hash_map::Entry::Vacant(place) = self.own.entry(tiles) {
+            place.insert(skinny::compile(&self.gpu, tiles)?);
+        }
+        Ok(tiles)
+    }
+
+    /// Queues a product.
+    ///
+    /// # Errors
+    /// [`CudaError`] of what computes it.
+    ///
+    /// # Safety
+    /// Device memory of the sizes that [`GemmCall`] and the shape say, until the product is done.
+    pub unsafe fn multiply(
+        &self,
+        kernels: &Kernels,
+        queue: &Queue,
+        gemm: &Gemm,
+        call: &GemmCall,
+    ) -> Result<(), CudaError> {
+        let GemmShape { rows, n, k, finish } = gemm.shape;
+        match &gemm.plan {
+            Plan::Own { skinny, split, depth, prefetch } => {
+                let (tiles, blocks) = skinny::token_tiles(rows);
+                let kernel = self
+                    .own
+                    .get(&tiles)
+                    .and_then(|all| all.iter().find(|(shape, _)| shape == skinny))
+                    .map(|(_, kernel)| kernel);
+                let kernel = kernel.ok_or_else(|| {
+                    CudaError::argument("product", "a kernel that was compiled for its rows", rows)
+                })?;
+                // A part of a finished product would need the others: they are summed by another kernel.
+                let direct = finish.filter(|_| gemm.plan.parts() == 1);
+                let arguments = SkinnyArguments {
+                    activations: call.activations,
+                    weight: call.weight,
+                    bias: call.bias,
+                    out: if finish.is_some() && direct.is_none() { call.parts } else { call.out },
+                    rows: rows as i32,
+                    n: n as i32,
+                    k: k as i32,
+                    stride: k as i32,
+                    split: *split as i32,
+                    finished: i32::from(direct.is_some()),
+                    activation: direct.unwrap_or(Activation::None) as i32,
+                    prefetch: i32::from(*prefetch),
+                };
+                let grid = [n.div_ceil(skinny.columns()), *depth, blocks];
+                // SAFETY: by this function's contract.
+                unsafe {
+                    queue.launch(kernel, grid, skinny.threads(), skinny.shared(tiles) as u32, &arguments)?
+                };
+                if finish.is_some() && direct.is_none() {
+                    // SAFETY: as above.
+                    unsafe { self.finish(kernels, queue, gemm, call)? };
+                }
+                Ok(())
+            }
+            Plan::Library(library) => {
+                let (blas, workspace) = self
+                    .blas
+                    .as_ref()
+                    .map_err(|reason| CudaError::Library { name: "cuBLASLt", tried: reason.clone() })?;
+                let out = if finish.is_some() && !library.gelu { call.parts } else { call.out };
+                let addresses = [call.activations, call.weight, call.bias_bf16, out, workspace.address()];
+                // SAFETY: by this function's contract; the workspace has the size that was allowed.
+                unsafe { blas.multiply(queue, library, addresses)? };
+                if finish.is_some() && !library.gelu {
+                    // SAFETY: as above.
+                    unsafe { self.finish(kernels, queue, gemm, call)? };
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`multiply`](Self::multiply).
+    unsafe fn finish(
+        &self,
+        kernels: &Kernels,
+        queue: &Queue,
+        gemm: &Gemm,
+        call: &GemmCall,
+    ) -> Result<(), CudaError> {
+        let GemmShape { rows, n, finish, .. } = gemm.shape;
+        let arguments = FinishArguments {
+            parts: call.parts,
+            bias: call.bias,
+            out: call.out,
+            part_stride: (rows * n) as i64,
+            count: (rows * n) as i64,
+            splits: gemm.plan.parts() as i32,
+            columns: n as i32,
+            activation: finish.unwrap_or(Activation::None) as i32,
+        };
+        // SAFETY: by this function's contract.
+        unsafe { kernels.finish(queue, &arguments) }
+    }
+}

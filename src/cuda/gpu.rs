@@ -1,0 +1,144 @@
+//! The GPU, and memory of it.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+
+use super::error::CudaError;
+use crate::engine::ComputeCapability;
+
+/// A GPU with its primary context, the one that libtorch uses too.
+#[derive(Clone)]
+pub struct Gpu {
+    context: Arc<CudaContext>,
+    capability: ComputeCapability,
+    multiprocessors: u32,
+    shared_per_block: u32,
+    shared_per_multiprocessor: u32,
+    l2: u32,
+}
+
+impl Gpu {
+    /// The GPU with this number, as CUDA counts.
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`], [`CudaError::Driver`].
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        // SAFETY: loading the driver runs only its own initialisers. Without this question cudarc would panic where there
+        // is no driver.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver);
+        }
+        let context =
+            CudaContext::new(ordinal).map_err(CudaError::driver(format!("opening GPU {ordinal}")))?;
+        use sys::CUdevice_attribute as A;
+        let ask = |attribute| {
+            let answer =
+                context.attribute(attribute).map_err(CudaError::driver("asking what the GPU can do"));
+            answer.map(i32::unsigned_abs)
+        };
+        Ok(Self {
+            capability: ComputeCapability {
+                major: ask(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                minor: ask(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            },
+            multiprocessors: ask(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_per_block: ask(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            shared_per_multiprocessor: ask(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+            l2: ask(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+            context,
+        })
+    }
+
+    /// The primary context.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Such as 9.0.
+    pub fn capability(&self) -> ComputeCapability {
+        self.capability
+    }
+
+    /// Streaming multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// Bytes of shared memory that one block can have.
+    pub fn shared_per_block(&self) -> u32 {
+        self.shared_per_block
+    }
+
+    /// Bytes of shared memory of a multiprocessor.
+    pub fn shared_per_multiprocessor(&self) -> u32 {
+        self.shared_per_multiprocessor
+    }
+
+    /// Bytes of the L2 cache.
+    pub fn l2(&self) -> u32 {
+        self.l2
+    }
+
+    /// Whether a kernel can start before its predecessor on the stream has ended.
+    pub fn overlaps(&self) -> bool {
+        self.capability.major >= 9
+    }
+
+    /// A stream that does not wait for the default stream.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn new_stream(&self) -> Result<Arc<CudaStream>, CudaError> {
+        self.context.new_stream().map_err(CudaError::driver("making a stream"))
+    }
+
+    /// Someone else's stream; null is the default stream.
+    ///
+    /// # Safety
+    /// A stream of this GPU's primary context that outlives what is returned.
+    pub unsafe fn external_stream(&self, stream: *mut std::ffi::c_void) -> Arc<CudaStream> {
+        // SAFETY: by this function's contract.
+        unsafe { self.context.wrap_borrowed_stream(stream.cast()) }
+    }
+
+    /// Memory that is not initialised.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], for instance when there is not enough.
+    pub fn allocate(&self, bytes: usize) -> Result<Memory, CudaError> {
+        let failed = || CudaError::driver(format!("allocating {bytes} bytes on the GPU"));
+        self.context.bind_to_thread().map_err(failed())?;
+        // SAFETY: the address is freed once, by what is returned. CUDA refuses zero bytes.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed())?;
+        Ok(Memory { context: Arc::clone(&self.context), address, bytes })
+    }
+}
+
+/// Device memory, freed when dropped, which waits for the GPU.
+pub struct Memory {
+    context: Arc<CudaContext>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// On the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: the address came from `malloc_sync` and is freed only here. `cuMemFree` waits for the work queued.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}

@@ -1,0 +1,179 @@
+// Kernels that look at each value once.
+
+struct EulerArguments {
+    const float *noise;  // f32 (rows, dim): the accumulator's start; null: go on with `actions`
+    float *actions;      // f32 (rows, dim): the accumulator
+    const float *parts;  // f32 (splits, rows, columns): the velocity, or null
+    const float *bias;   // (columns)
+    float *velocity;     // f32 (rows, dim), or null
+    bf16 *rounded;       // (rows, padded): what the next step reads
+    long long part_stride;
+    int splits, rows, dim, columns, padded;
+    float factor;        // 1 / denoising steps
+};
+
+// actions += velocity / steps, four values per thread.
+extern "C" __global__ void euler(const EulerArguments args)
+{
+    release_successor();
+    wait_for_predecessor();
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, row = i / (args.padded / 4), column = i % (args.padded / 4) * 4;
+    if (row >= args.rows)
+        return;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f), now = sum;
+    if (column < args.dim) {
+        const long long at = (long long)row * args.dim + column;
+        now = *(const float4 *)((args.noise ? args.noise : args.actions) + at);
+        if (args.parts) {
+            sum = add4(sum_parts(args.parts + (long long)row * args.columns + column, args.splits, args.part_stride),
+                       *(const float4 *)(args.bias + column));
+            if (args.velocity)
+                *(float4 *)(args.velocity + at) = sum;
+            now = make_float4(now.x + sum.x * args.factor, now.y + sum.y * args.factor, now.z + sum.z * args.factor,
+                              now.w + sum.w * args.factor);
+        }
+        *(float4 *)(args.actions + at) = now;
+    }
+    *(uint2 *)(args.rounded + (long long)row * args.padded + column) = pack4(now);
+}
+
+struct FinishArguments {
+    const float *parts; // f32 (splits, rows, columns)
+    const float *bias;  // (columns), or null
+    bf16 *out;          // (rows, columns)
+    long long part_stride, count;
+    int splits, columns, activation;
+};
+
+// Ends a split product: sum, bias, activation; four values per thread.
+extern "C" __global__ void finish(const FinishArguments args)
+{
+    release_successor();
+    wait_for_predecessor();
+    const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i >= args.count)
+        return;
+    float4 sum = sum_parts(args.parts + i, args.splits, args.part_stride);
+    if (args.bias)
+        sum = add4(sum, *(const float4 *)(args.bias + i % args.columns));
+    sum = make_float4(activate(sum.x, args.activation), activate(sum.y, args.activation),
+                      activate(sum.z, args.activation), activate(sum.w, args.activation));
+    *(uint2 *)(args.out + i) = pack4(sum);
+}
+
+struct BiasActivationArguments {
+    const bf16 *in;   // (rows, columns)
+    const bf16 *bias; // (columns), or null
+    bf16 *out;
+    long long count;
+    int columns, activation;
+};
+
+// The sum is rounded first, as a product with bias would be.
+extern "C" __global__ void bias_activation(const BiasActivationArguments args)
+{
+    release_successor();
+    wait_for_predecessor();
+    const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i >= args.count)
+        return;
+    float4 x = unpack4(*(const uint2 *)(args.in + i));
+    if (args.bias)
+        x = unpack4(pack4(add4(x, unpack4(*(const uint2 *)(args.bias + i % args.columns)))));
+    x = make_float4(activate(x.x, args.activation), activate(x.y, args.activation), activate(x.z, args.activation),
+                    activate(x.w, args.activation));
+    *(uint2 *)(args.out + i) = pack4(x);
+}
+
+struct SwigluArguments {
+    const bf16 *gate; // rows `stride` apart
+    const bf16 *up;   // rows `stride` apart
+    bf16 *out;        // (rows, columns)
+    long long count, stride;
+    int columns;
+};
+
+// silu(gate), rounded, times up.
+extern "C" __global__ void swiglu(const SwigluArguments args)
+{
+    release_successor();
+    wait_for_predecessor();
+    const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i >= args.count)
+        return;
+    const long long at = i / args.columns * args.stride + i % args.columns;
+    const float4 g = unpack4(*(const uint2 *)(args.gate + at)), u = unpack4(*(const uint2 *)(args.up + at));
+    const float4 s = make_float4(rounded(activate(g.x, ACTIVATION_SILU)), rounded(activate(g.y, ACTIVATION_SILU)),
+                                 rounded(activate(g.z, ACTIVATION_SILU)), rounded(activate(g.w, ACTIVATION_SILU)));
+    *(uint2 *)(args.out + i) = pack4(make_float4(s.x * u.x, s.y * u.y, s.z * u.z, s.w * u.w));
+}
+
+struct RotaryArguments {
+    const bf16 *in;     // (samples, tokens, stride): heads side by side from column 0 on
+    const bf16 *weight; // (width) of the norm
+    const bf16 *cos;    // (tokens, width)
+    const bf16 *sin;
+    bf16 *out;          // (samples, heads, tokens, width)
+    long long stride;
+    int rows; // samples · tokens
+    int tokens, heads, width;
+    float eps;
+};
+
+// Root-mean-square norm of a head, then the rotation by halves: a warp per head and token. Every operation rounds, as the
+// plain operators do. Width 64 to 256, a multiple of 64.
+extern "C" __global__ void norm_rotary(const RotaryArguments args)
+{
+    release_successor();
+    wait_for_predecessor();
+    const int lane = threadIdx.x % 32, half = args.width / 2;
+    const int unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const int head = unit % args.heads, row = unit / args.heads, token = row % args.tokens, sample = row / args.tokens;
+    if (row >= args.rows)
+        return;
+    const bf16 *in = args.in + (long long)row * args.stride + head * args.width;
+    float left[4], right[4], square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int column = i * 32 + lane;
+        left[i] = column < half ? to_float(in[column]) : 0.0f;
+        right[i] = column < half ? to_float(in[half + column]) : 0.0f;
+        square += left[i] * left[i] + right[i] * right[i];
+    }
+    for (int mask = 16; mask > 0; mask >>= 1)
+        square += shuffle_xor(square, mask);
+    const float scale = rsqrtf(square / args.width + args.eps);
+    bf16 *out = args.out + (((long long)sample * args.heads + head) * args.tokens + token) * args.width;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int column = i * 32 + lane, table = token * args.width + column;
+        if (column >= half)
+            continue;
+        const float a = rounded(rounded(left[i] * scale) * to_float(args.weight[column]));
+        const float b = rounded(rounded(right[i] * scale) * to_float(args.weight[half + column]));
+        out[column] = to_bf16(rounded(a * to_float(args.cos[table])) + rounded(-b * to_float(args.sin[table])));
+        out[half + column] =
+            to_bf16(rounded(b * to_float(args.cos[table + half])) + rounded(a * to_float(args.sin[table + half])));
+    }
+}
+
+struct FillArguments {
+    bf16 *out;
+    long long count;
+    u32 seed;
+    float spread;
+};
+
+// Pseudo-random values in ±spread, for timings.
+extern "C" __global__ void fill(const FillArguments args)
+{
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < args.count; i += (long long)gridDim.x * blockDim.x) {
+        u32 x = (u32)i * 2654435761u + args.seed;
+        x ^= x >> 16;
+        x *= 0x85ebca6bu;
+        x ^= x >> 13;
+        x *= 0xc2b2ae35u;
+        x ^= x >> 16;
+        args.out[i] = to_bf16(((float)(x & 0xffffu) / 32768.0f - 1.0f) * args.spread);
+    }
+}

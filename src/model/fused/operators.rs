@@ -1,0 +1,241 @@
+//! The backbone's fused operators on libtorch's tensors: bf16 on one GPU, rounding where the plain operators round.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::super::ModelError;
+use crate::cuda::{
+    Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, Queue, RotaryArguments,
+    SwigluArguments,
+};
+
+/// Compiled for one GPU, queued on libtorch's stream.
+pub struct Operators {
+    gpu: Gpu,
+    kernels: Kernels,
+    queue: Queue,
+    device: Device,
+}
+
+impl Operators {
+    /// Compiles: seconds.
+    ///
+    /// # Errors
+    /// A device that is no GPU, no NVRTC.
+    pub fn new(device: Device) -> Result<Self, ModelError> {
+        let Device::Cuda(ordinal) = device else {
+            return Err(ModelError::Device {
+                requested: format!("{device:?}"),
+                reason: "the fused kernels run on NVIDIA GPUs only".to_owned(),
+            });
+        };
+        let gpu = Gpu::open(ordinal)?;
+        // SAFETY: null is the default stream, which always is.
+        let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
+        Ok(Self { kernels: Kernels::new(&gpu)?, queue: Queue::new(stream, false), gpu, device })
+    }
+
+    /// Queues on `stream`, libtorch's current one; null is the default stream, where it starts.
+    ///
+    /// # Safety
+    /// A stream of this GPU's primary context that outlives its use here.
+    pub unsafe fn use_stream(&mut self, stream: *mut c_void) {
+        // SAFETY: by this function's contract.
+        let stream = unsafe { self.gpu.external_stream(stream) };
+        self.queue = Queue::new(Arc::clone(&stream), false);
+    }
+
+    fn check(&self, what: &'static str, tensor: &Tensor, width: Option<i64>) -> Result<(), ModelError> {
+        let last = tensor.size().last().copied();
+        let fits = tensor.f_kind()? == Kind::BFloat16
+            && tensor.device() == self.device
+            && tensor.is_contiguous()
+            && (width.is_none() || width == last);
+        if fits {
+            return Ok(());
+        }
+        let width = width.map_or(String::new(), |width| format!(", rows of {width}"));
+        Err(ModelError::Input {
+            what,
+            expected: format!("contiguous bf16 on {:?}{width}", self.device),
+            found: format!("{:?} {:?} on {:?}", tensor.f_kind()?, tensor.size(), tensor.device()),
+        })
+    }
+
+    /// RMSNorm over the last axis of `x`; with an addend, x += addend comes first, in place.
+    pub fn rms_norm(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<Tensor, ModelError> {
+        self.norm(x, addend, weight, None, eps)
+    }
+
+    /// LayerNorm over the last axis of `x`; with an addend, x += addend comes first, in place.
+    pub fn layer_norm(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<Tensor, ModelError> {
+        self.norm(x, addend, weight, Some(bias), eps)
+    }
+
+    fn norm(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<Tensor, ModelError> {
+        let width = weight.size().last().copied().unwrap_or(0);
+        self.check("input of a norm", x, Some(width))?;
+        self.check("weight of a norm", weight, Some(width))?;
+        if let Some(bias) = bias {
+            self.check("bias of a norm", bias, Some(width))?;
+        }
+        if let Some(addend) = addend {
+            self.check("addend of a norm", addend, Some(width))?;
+            same_size("addend of a norm", x, addend)?;
+        }
+        let out = x.f_empty_like()?;
+        let arguments = BackboneNormArguments {
+            residual: x.data_ptr() as u64,
+            addend: addend.map_or(0, |addend| addend.data_ptr() as u64),
+            weight: weight.data_ptr() as u64,
+            bias: bias.map_or(0, |bias| bias.data_ptr() as u64),
+            out: out.data_ptr() as u64,
+            width: width as i32,
+            root_mean_square: i32::from(bias.is_none()),
+            eps: eps as f32,
+        };
+        let rows = x.numel() / (width.max(1) as usize);
+        // SAFETY: here and below, the tensors' kinds, sizes and device were checked; libtorch frees memory in the order of
+        // the stream that this is queued on.
+        unsafe { self.kernels.backbone_norm(&self.queue, rows, &arguments)? };
+        Ok(out)
+    }
+
+    /// RMSNorm of each head and rotation: `x` (B, S, ≥ heads · width), the heads in its first columns, tables (S, width) →
+    /// (B, heads, S, width).
+    pub fn norm_rotary(
+        &self,
+        x: &Tensor,
+        heads: i64,
+        weight: &Tensor,
+        (cos, sin): (&Tensor, &Tensor),
+        eps: f64,
+    ) -> Result<Tensor, ModelError> {
+        let width = weight.size().last().copied().unwrap_or(0);
+        let size = x.size();
+        let [samples, tokens, columns] = size[..] else {
+            return Err(ModelError::Input {
+                what: "input of a rotation",
+                expected: "three axes".to_owned(),
+                found: format!("{size:?}"),
+            });
+        };
+        for (what, tensor) in [("weight of a rotation", weight), ("cos", cos), ("sin", sin)] {
+            self.check(what, tensor, Some(width))?;
+        }
+        let strides = x.stride();
+        let fits = x.f_kind()? == Kind::BFloat16
+            && x.device() == self.device
+            && columns >= heads * width
+            && strides[2] == 1
+            && strides[0] == tokens * strides[1]
+            && cos.size() == [tokens, width]
+            && sin.size() == [tokens, width];
+        if !fits {
+            return Err(ModelError::Input {
+                what: "input of a rotation",
+                expected: format!(
+                    "bf16 rows of {heads} heads of {width} on {:?}, tables of as many rows",
+                    self.device
+                ),
+                found: format!("{size:?} by {strides:?}, tables {:?} and {:?}", cos.size(), sin.size()),
+            });
+        }
+        let out = Tensor::f_empty([samples, heads, tokens, width], (Kind::BFloat16, self.device))?;
+        let arguments = RotaryArguments {
+            input: x.data_ptr() as u64,
+            weight: weight.data_ptr() as u64,
+            cos: cos.data_ptr() as u64,
+            sin: sin.data_ptr() as u64,
+            out: out.data_ptr() as u64,
+            stride: strides[1],
+            rows: (samples * tokens) as i32,
+            tokens: tokens as i32,
+            heads: heads as i32,
+            width: width as i32,
+            eps: eps as f32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.kernels.norm_rotary(&self.queue, &arguments)? };
+        Ok(out)
+    }
+
+    /// silu(gate) · up of rows that hold both, gate first: (…, 2·width) → (…, width).
+    pub fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
+        self.check("input of a gate", joined, None)?;
+        let mut size = joined.size();
+        let columns = size.last().copied().unwrap_or(0);
+        let width = columns / 2;
+        if let Some(last) = size.last_mut() {
+            *last = width;
+        }
+        let out = Tensor::f_empty(size, (Kind::BFloat16, self.device))?;
+        let gate = joined.data_ptr() as u64;
+        let arguments = SwigluArguments {
+            gate,
+            up: gate + 2 * width as u64,
+            out: out.data_ptr() as u64,
+            count: out.numel() as i64,
+            stride: columns,
+            columns: width as i32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.kernels.swiglu(&self.queue, &arguments)? };
+        Ok(out)
+    }
+
+    /// activation(x + bias) over the last axis.
+    pub fn bias_activation(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor, ModelError> {
+        let width = x.size().last().copied().unwrap_or(0);
+        self.check("input of an activation", x, None)?;
+        if let Some(bias) = bias {
+            self.check("bias of an activation", bias, Some(width))?;
+        }
+        let out = x.f_empty_like()?;
+        let arguments = BiasActivationArguments {
+            input: x.data_ptr() as u64,
+            bias: bias.map_or(0, |bias| bias.data_ptr() as u64),
+            out: out.data_ptr() as u64,
+            count: x.numel() as i64,
+            columns: width as i32,
+            activation: activation as i32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.kernels.bias_activation(&self.queue, &arguments)? };
+        Ok(out)
+    }
+}
+
+fn same_size(what: &'static str, a: &Tensor, b: &Tensor) -> Result<(), ModelError> {
+    if a.size() == b.size() {
+        return Ok(());
+    }
+    Err(ModelError::Input { what, expected: format!("{:?}", a.size()), found: format!("{:?}", b.size()) })
+}
