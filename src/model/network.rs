@@ -12,7 +12,7 @@ use super::{
     ModelError,
     action_head::{ActionHead, Pull},
     backbone::Backbone,
-    cuda::{self, Stream},
+    cuda::{self, EnteredStream, Stream},
     device::synchronize,
     layers::{Loader, WeightSource},
     operators::BackboneOperators,
@@ -256,6 +256,15 @@ impl Network {
         self.runner.as_ref()
     }
 
+    /// Makes the network's stream the current one, until the returned value is dropped: for whoever uses backbone or head
+    /// apart from [`run`](Self::run), since in captured modes neither is on the default stream.
+    ///
+    /// # Errors
+    /// CUDA refuses.
+    pub fn enter(&self) -> Result<Option<EnteredStream>, ModelError> {
+        Ok(self.runner.as_ref().map(TickRunner::enter).transpose()?.flatten())
+    }
+
     /// Backbone and action head at once.
     pub fn parts(&mut self) -> Parts<'_> {
         Parts {
@@ -345,7 +354,7 @@ impl Network {
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, StageTimes), ModelError> {
         // All of the network's work is on one stream, whether captured or not.
-        let _entered = self.runner.as_ref().map(TickRunner::enter).transpose()?;
+        let _entered = self.enter()?;
         if let Some(runner) = &mut self.runner
             && !probe.is_on()
         {

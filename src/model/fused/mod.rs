@@ -94,13 +94,7 @@ impl FusedVelocity {
     /// No GPU, no NVRTC, a type other than bf16, or sizes that the kernels are not made for.
     pub fn load(at: &Loader, config: &ModelConfig, embodiment: usize) -> Result<Self, ModelError> {
         let device = at.device();
-        let Device::Cuda(ordinal) = device else {
-            return Err(ModelError::Device {
-                requested: format!("{device:?}"),
-                reason: "the fused kernels run on NVIDIA GPUs only: choose cuda, or the mode eager"
-                    .to_owned(),
-            });
-        };
+        let ordinal = ordinal(device)?;
         if at.kind() != Kind::BFloat16 {
             return Err(ModelError::Input {
                 what: "type of the fused kernels",
@@ -294,6 +288,17 @@ fn check_size(what: &'static str, tensor: &Tensor, expected: &[i64]) -> Result<(
         return Ok(());
     }
     Err(ModelError::Input { what, expected: format!("{expected:?}"), found: format!("{:?}", tensor.size()) })
+}
+
+/// The GPU's number.
+fn ordinal(device: Device) -> Result<usize, ModelError> {
+    match device {
+        Device::Cuda(ordinal) => Ok(ordinal),
+        other => Err(ModelError::Device {
+            requested: format!("{other:?}"),
+            reason: "the fused kernels run on NVIDIA GPUs only: choose cuda, or the mode eager".to_owned(),
+        }),
+    }
 }
 
 /// Refuses a stream of another GPU.

@@ -30,13 +30,7 @@ impl Operators {
     /// # Errors
     /// A device that is no GPU, no NVRTC.
     pub fn new(device: Device) -> Result<Self, ModelError> {
-        let Device::Cuda(ordinal) = device else {
-            return Err(ModelError::Device {
-                requested: format!("{device:?}"),
-                reason: "the fused kernels run on NVIDIA GPUs only".to_owned(),
-            });
-        };
-        let gpu = Gpu::open(ordinal)?;
+        let gpu = Gpu::open(super::ordinal(device)?)?;
         // SAFETY: null is the default stream, which always is.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
         Ok(Self { kernels: Kernels::new(&gpu)?, queue: Queue::new(stream, false), gpu, device })
