@@ -48,6 +48,7 @@ pub struct TickRunner {
     /// None where nothing is captured.
     stream: Option<Stream>,
     split: Split,
+    reuse_prefix: bool,
 }
 
 impl TickRunner {
@@ -58,7 +59,23 @@ impl TickRunner {
 
     /// A runner that does the same without capturing anything, on any device.
     pub fn plain() -> Self {
-        Self { known: VecDeque::new(), prompt: None, stream: None, split: Split::default() }
+        Self {
+            known: VecDeque::new(),
+            prompt: None,
+            stream: None,
+            split: Split::default(),
+            reuse_prefix: false,
+        }
+    }
+
+    /// Whether the prompt before its first image is computed only when it changes, see [`prefix`](super::prefix); a new
+    /// runner computes all of it in each tick. All shapes are let go.
+    ///
+    /// What is reused is exact but for rounding: products of fewer rows may round differently. The language model is then
+    /// run with joined products, with libtorch's operators between them where there are no others.
+    pub fn set_prefix_reuse(&mut self, reuse: bool) {
+        self.reuse_prefix = reuse;
+        self.forget();
     }
 
     /// Lets go of all shapes.
@@ -104,7 +121,7 @@ impl TickRunner {
             None => Prompt::new(parts, inputs.model)?,
         };
         let prompt = &*self.prompt.insert(prompt);
-        let shape = TickShape::new(inputs, prompt, parts.head.steps());
+        let shape = TickShape::new(inputs, prompt, parts.head.steps(), self.reuse_prefix);
         let place = self.known.iter().position(|known| *known.shape() == shape);
         let mut known = match (place.and_then(|place| self.known.remove(place)), self.stream) {
             (Some(Known::Fresh(tick)), Some(stream)) => capture(tick, prompt, parts, stream, self.split)?,
@@ -112,7 +129,7 @@ impl TickRunner {
             (None, stream) => {
                 // Before memory for another is taken.
                 self.known.truncate(MAX_SHAPES - 1);
-                let tick = StaticTick::new(shape, prompt)?;
+                let tick = StaticTick::new(shape, prompt, parts)?;
                 if stream.is_some() { Known::Fresh(tick) } else { Known::Plain(tick) }
             }
         };
@@ -152,7 +169,7 @@ fn capture(
                 "ticks of this shape run operation by operation, since they cannot be captured as CUDA graphs: \
                  {error}: {shape:?}"
             );
-            Ok(Known::Plain(StaticTick::new(shape, prompt)?))
+            Ok(Known::Plain(StaticTick::new(shape, prompt, parts)?))
         }
     }
 }
@@ -169,6 +186,7 @@ fn run_plainly(
     let mut before = Instant::now();
     let mut took = || std::mem::replace(&mut before, Instant::now()).elapsed();
     tick.fill(inputs, prompt, stream.as_ref())?;
+    tick.refresh_prefix(|tick| tick.run_prefix(parts))?;
     let mut run = |stage| tick.run(stage, parts).and_then(|()| wait());
     run(Stage::Vision)?;
     let vision = took();
@@ -284,7 +302,8 @@ mod tests {
             let (model, noise) = small::inputs(0, 1, &[text]);
             let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None };
             let parts = pair.network.parts();
-            let shape = TickShape::new(&inputs, &Prompt::new(&parts, &model).unwrap(), parts.head.steps());
+            let shape =
+                TickShape::new(&inputs, &Prompt::new(&parts, &model).unwrap(), parts.head.steps(), false);
             pair.runner.known.iter().any(|known| *known.shape() == shape)
         };
         for text in [4, 5, 6, 7, 4, 8] {
