@@ -13,6 +13,8 @@
 //! The driver, NVRTC and cuBLASLt are loaded when they are first wanted.
 
 mod blas;
+#[cfg(test)]
+pub(crate) mod emulation;
 mod error;
 mod gemm;
 mod gpu;
@@ -22,6 +24,7 @@ mod module;
 mod nvrtc;
 mod queue;
 mod skinny;
+mod source;
 mod tune;
 
 pub use blas::Blas;
