@@ -6,7 +6,7 @@ use super::Activation;
 use super::blas::{Blas, LibraryGemm};
 use super::error::CudaError;
 use super::gpu::{Gpu, Memory};
-use super::kernels::{FinishArguments, Kernels};
+use super::kernels::{Ahead, FinishArguments, Kernels};
 use super::module::Kernel;
 use super::queue::Queue;
 use super::skinny::{self, Skinny};
@@ -46,6 +46,7 @@ struct SkinnyArguments {
     weight: u64,
     bias: u64,
     out: u64,
+    ahead: Ahead,
     rows: i32,
     n: i32,
     k: i32,
@@ -70,6 +71,8 @@ pub struct GemmCall {
     pub out: u64,
     /// f32 (parts, rows, n): scratch for a shape with `finish`.
     pub parts: u64,
+    /// What the next product reads: the own kernel asks the L2 cache for it.
+    pub ahead: Ahead,
 }
 
 /// How a product is computed.
@@ -226,6 +229,7 @@ impl Gemms {
                     weight: call.weight,
                     bias: call.bias,
                     out: if finish.is_some() && direct.is_none() { call.parts } else { call.out },
+                    ahead: call.ahead,
                     rows: rows as i32,
                     n: n as i32,
                     k: k as i32,

@@ -30,6 +30,16 @@ fn attention_source(width: usize) -> Source {
     Source { name: "attention.cu", file: ATTENTION, instances }
 }
 
+/// `Ahead` of common.cuh: memory that a kernel asks into the L2 cache for one that comes after it, where the GPU can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ahead {
+    /// Zero: nothing.
+    pub from: u64,
+    /// A multiple of 16.
+    pub bytes: u64,
+}
+
 /// `AttentionArguments` of attention.cu.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -45,6 +55,8 @@ pub struct AttentionArguments {
     pub lengths: u64,
     /// bf16 (samples · queries, heads · width).
     pub out: u64,
+    /// What a product after it reads.
+    pub ahead: Ahead,
     pub part_stride: i64,
     pub splits: i32,
     pub columns: i32,

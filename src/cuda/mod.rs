@@ -32,8 +32,9 @@ pub use error::CudaError;
 pub use gemm::{Gemm, GemmCall, GemmShape, Gemms, Plan};
 pub use gpu::{Gpu, Memory};
 pub use kernels::{
-    AttentionArguments, BackboneNormArguments, BiasActivationArguments, EulerArguments, FinishArguments,
-    Kernels, NormArguments, RotaryArguments, StartArguments, SwigluArguments, attention_shared,
+    Ahead, AttentionArguments, BackboneNormArguments, BiasActivationArguments, EulerArguments,
+    FinishArguments, Kernels, NormArguments, RotaryArguments, StartArguments, SwigluArguments,
+    attention_shared,
 };
 pub use module::{Kernel, Module};
 pub use nvrtc::{Code, Nvrtc, Target};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Activation;
 use super::error::CudaError;
 use super::gemm::{Gemm, GemmCall, GemmShape, Gemms, MOST_PARTS, Plan, WORKSPACE};
-use super::kernels::{Kernels, NormArguments};
+use super::kernels::{Ahead, Kernels, NormArguments};
 use super::queue::{Queue, Recording};
 use super::skinny;
 
@@ -234,6 +234,7 @@ impl Bench {
                     bias_bf16: self.bias.address(),
                     out: if finish.is_some() { self.out.address() } else { self.parts.address() },
                     parts: self.parts.address(),
+                    ahead: Ahead::default(),
                 };
                 let norm = NormArguments {
                     residual: self.residual.address(),

@@ -10,6 +10,7 @@ struct AttentionArguments {
     const bf16 *values;
     const int *lengths;     // keys that count, by sample; null: all
     bf16 *out;              // (samples · queries, heads · WIDTH)
+    Ahead ahead;            // what a product after it reads
     long long part_stride;
     int splits, columns, key_stride;
     int query_count, key_count;
@@ -34,6 +35,7 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
     bf16 *values = keys + key_rows * PITCH;
 
     release_successor();
+    prefetch_ahead(args.ahead);
     const bool crossing = args.keys != 0;
     if (crossing) {
         // Made once per tick, long before the predecessor.

@@ -19,6 +19,7 @@ struct GemmArguments {
     const bf16 *weight;      // (n, k)
     const float *bias;       // (n), or null
     void *out;               // parts: f32 (splits, rows, n); otherwise bf16 (rows, n)
+    Ahead ahead;             // what the next product reads
     int rows, n, k, stride;
     int split;      // k of each part, a multiple of 8
     int finished;   // whether `out` is bf16 with bias and activation, from one part
@@ -100,6 +101,9 @@ DEVICE void gemm(const GemmArguments &args)
         // Chunk `chunk` is there for all; all are done with the one before, whose place the next takes.
         __syncthreads();
         const int next = chunk + STAGES - 1;
+        // The last of its own weights are on their way.
+        if (next == chunks || (chunk == 0 && next > chunks))
+            prefetch_ahead(args.ahead);
         if (consumes) {
             if (next < chunks)
                 copy_weights(next);

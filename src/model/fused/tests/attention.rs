@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::machine::{Machine, address};
 use super::{HALF_ULP, attention, distance, merge_heads, normal, split_heads};
-use crate::cuda::{AttentionArguments, Kernels};
+use crate::cuda::{Ahead, AttentionArguments, Kernels};
 
 #[test]
 fn attention_agrees_with_the_plain_one_for_ragged_lengths() {
@@ -66,6 +66,8 @@ fn attention_agrees_with_the_plain_one_for_ragged_lengths() {
                 values: if own { 0 } else { base + 4 * width_all as u64 },
                 lengths: if own { 0 } else { address(&lengths) },
                 out: address(&out),
+                // Any memory will do.
+                ahead: Ahead { from: address(&cross), bytes: 16 * (turn as u64 % 2) },
                 part_stride: samples * queries * columns,
                 splits: splits as i32,
                 columns: columns as i32,

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::machine::{Machine, address};
 use super::{ONE_ROUNDING, distance, normal, units};
-use crate::cuda::{Activation, Gemm, GemmCall, GemmShape, Kernels, Plan, Skinny};
+use crate::cuda::{Activation, Ahead, Gemm, GemmCall, GemmShape, Kernels, Plan, Skinny};
 
 const FINISHES: [Option<Activation>; 6] = [
     None,
@@ -84,6 +84,11 @@ fn every_shape_of_the_product_agrees_with_the_plain_one() {
                     bias_bf16: address(&bias),
                     out: address(if finish.is_some() { &out } else { &parts }),
                     parts: address(&parts),
+                    // Any memory will do.
+                    ahead: Ahead {
+                        from: address(&w),
+                        bytes: (2 * n * k) as u64 / 16 * 16 * (tried as u64 % 2),
+                    },
                 };
                 tried += 1;
                 let queue = machine.queue(tried);

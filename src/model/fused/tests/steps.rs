@@ -73,6 +73,8 @@ impl VelocityEngine for EmulatedVelocity {
             masked: layout.text.mask.is_some() || layout.image.mask.is_some(),
         };
         let mut tick = Tick::new(&mut self.shared, shape, Device::Cpu)?;
+        // Less than some weights, more than others; the emulated cache looks whether they are there.
+        tick.ahead = 5000;
         tick.condition(&self.shared.weights, context, layout)?;
         self.tick = Some(tick);
         Ok(())
