@@ -25,9 +25,9 @@ const ATTENTION_WARPS: usize = 8;
 /// Threads of a block of an elementwise kernel.
 const THREADS: u32 = 256;
 
-fn attention_source(width: usize) -> Source {
-    let instances = format!("ATTENTION_KERNEL(attention, {width})\n");
-    Source { name: "attention.cu", file: ATTENTION, instances }
+fn attention_source(widths: &[usize]) -> Source {
+    let instance = |width: &usize| format!("ATTENTION_KERNEL(attention_{width}, {width})\n");
+    Source { name: "attention.cu", file: ATTENTION, instances: widths.iter().map(instance).collect() }
 }
 
 /// `AttentionArguments` of attention.cu.
@@ -309,7 +309,10 @@ impl Kernels {
         if !HEAD_WIDTHS.contains(&width) {
             return Err(CudaError::argument("width of a head", format!("one of {HEAD_WIDTHS:?}"), width));
         }
-        source::compile(&self.gpu, &attention_source(width))?.kernel("attention", self.gpu.shared_per_block())
+        // The one that is wanted, or all if that takes no longer.
+        let together = HEAD_WIDTHS.chunks(source::group(&self.gpu)).find(|widths| widths.contains(&width));
+        source::compile(&self.gpu, &attention_source(together.unwrap_or(&[width])))?
+            .kernel(&format!("attention_{width}"), self.gpu.shared_per_block())
     }
 
     /// Queues attention with a kernel of [`attention`](Self::attention).
@@ -531,16 +534,16 @@ mod tests {
             Target::Virtual(ComputeCapability { major: 10, minor: 0 }),
         ];
         let mut files = vec![
-            ("attention.cu 16", attention_source(16)),
-            ("attention.cu 48", attention_source(48)),
-            ("attention.cu 128", attention_source(128)),
+            ("attention.cu 16", attention_source(&[16])),
+            ("attention.cu 48", attention_source(&[48])),
+            ("attention.cu 128", attention_source(&[128])),
             ("norm.cu", Source::plain("norm.cu", NORM)),
             ("elementwise.cu", Source::plain("elementwise.cu", ELEMENTWISE)),
         ];
         // Each shape is one instance of the same template: the first and the widest stand for the others.
         let widest = Skinny::ALL[Skinny::ALL.len() - 1].in_clusters(8);
         for (shape, tiles) in [(Skinny::ALL[0], 1), (widest, 8)] {
-            files.push(("gemm.cu", skinny::source(&[shape], tiles)));
+            files.push(("gemm.cu", skinny::source(&[(shape, tiles)])));
         }
         for target in targets {
             for (name, source) in &files {
