@@ -157,10 +157,13 @@ impl Gemms {
         Ok(Self::with(gpu, skinny::all(), blas))
     }
 
-    /// These shapes of the own kernel alone, on the emulated GPU of the tests.
+    /// These shapes of the own kernel alone, on the emulated GPU of the tests; compiled together for so many tiles of
+    /// tokens.
     #[cfg(test)]
-    pub fn emulated(shapes: Vec<Skinny>) -> Self {
-        Self::with(&Gpu::emulated(), shapes, Err("the emulated GPU has none".to_owned()))
+    pub fn emulated(shapes: Vec<Skinny>, tiles: &[usize]) -> Self {
+        let mut gemms = Self::with(&Gpu::emulated(), shapes, Err("the emulated GPU has none".to_owned()));
+        gemms.compile_tiles(tiles).unwrap();
+        gemms
     }
 
     fn with(gpu: &Gpu, shapes: Vec<Skinny>, blas: Result<(Blas, Memory), String>) -> Self {
@@ -181,10 +184,21 @@ impl Gemms {
     /// Compiles the own kernels for so many rows, once.
     pub(super) fn compile(&mut self, rows: usize) -> Result<usize, CudaError> {
         let (tiles, _) = skinny::token_tiles(rows);
-        if let std::collections::hash_map::Entry::Vacant(place) = self.own.entry(tiles) {
-            place.insert(skinny::compile(&self.gpu, &self.shapes, tiles)?);
+        if !self.own.contains_key(&tiles) {
+            self.compile_tiles(&[tiles])?;
         }
         Ok(tiles)
+    }
+
+    fn compile_tiles(&mut self, all: &[usize]) -> Result<(), CudaError> {
+        let kernels = skinny::compile(&self.gpu, &self.shapes, all)?;
+        for &tiles in all {
+            self.own.entry(tiles).or_default();
+        }
+        for (shape, tiles, kernel) in kernels {
+            self.own.entry(tiles).or_default().push((shape, kernel));
+        }
+        Ok(())
     }
 
     /// Shapes of the own kernel that fit the GPU, compiled for so many rows.

@@ -13,6 +13,9 @@
 //! The driver, NVRTC and cuBLASLt are loaded when they are first wanted.
 
 mod blas;
+mod check;
+#[cfg(test)]
+mod compiled;
 #[cfg(test)]
 pub(crate) mod emulation;
 mod error;

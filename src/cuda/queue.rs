@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaGraph, CudaStream, result, sys};
 
 use super::error::CudaError;
+use super::gpu::Gpu;
 use super::module::{Function, Kernel};
 
 enum Place {
@@ -32,6 +33,18 @@ impl Queue {
         Self { place: Place::Stream(stream), overlap, follows: Cell::new(false) }
     }
 
+    /// Queues on a new stream, kernels overlapping where the GPU can.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn of_its_own(gpu: &Gpu) -> Result<Self, CudaError> {
+        #[cfg(test)]
+        if gpu.is_emulated() {
+            return Ok(Self::emulated(super::emulation::Order::Descending, true));
+        }
+        Ok(Self::new(gpu.new_stream()?, gpu.overlaps()))
+    }
+
     /// Queues on the emulated GPU of the tests.
     #[cfg(test)]
     pub fn emulated(order: super::emulation::Order, overlap: bool) -> Self {
@@ -43,10 +56,10 @@ impl Queue {
     ///
     /// # Errors
     /// What went wrong with it.
-    #[cfg(test)]
     pub fn finish(&self) -> Result<(), CudaError> {
         match &self.place {
             Place::Stream(stream) => stream.synchronize().map_err(CudaError::driver("waiting for the GPU")),
+            #[cfg(test)]
             Place::Emulated(stream) => stream.finish(),
         }
     }

@@ -107,10 +107,10 @@ impl Skinny {
         )
     }
 
-    fn symbol(&self) -> String {
+    fn symbol(&self, tiles: usize) -> String {
         let Self { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } = self;
         format!(
-            "gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}_{cluster}"
+            "gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}_{cluster}_{tiles}"
         )
     }
 
@@ -130,21 +130,21 @@ pub(super) fn token_tiles(rows: usize) -> (usize, usize) {
     (tiles.div_ceil(blocks), blocks)
 }
 
-/// The kernels of these shapes for blocks of so many tiles of tokens.
-pub(super) fn source(shapes: &[Skinny], tiles: usize) -> Source {
-    let instance = |shape: &Skinny| {
+/// The kernels of these shapes, each for blocks of so many tiles of tokens.
+pub(super) fn source(instances: &[(Skinny, usize)]) -> Source {
+    let instance = |(shape, tiles): &(Skinny, usize)| {
         let Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } =
             shape;
         let parameters = format!(
             "{}, {column_tiles}, {column_warps}, {depth_warps}, {depth_blocks}, {stages}, {tiles}, {producers}",
-            shape.symbol()
+            shape.symbol(*tiles)
         );
         match cluster {
             1 => format!("GEMM_KERNEL({parameters})\n"),
             _ => format!("GEMM_CLUSTER_KERNEL({parameters}, {cluster})\n"),
         }
     };
-    Source { name: "gemm.cu", file: kernels::GEMM, instances: shapes.iter().map(instance).collect() }
+    Source { name: "gemm.cu", file: kernels::GEMM, instances: instances.iter().map(instance).collect() }
 }
 
 /// All shapes, alone and in clusters.
@@ -153,20 +153,25 @@ pub(super) fn all() -> Vec<Skinny> {
     Skinny::ALL.into_iter().flat_map(sizes).collect()
 }
 
-/// Compiles those of `shapes` that fit, side by side on the machine's cores.
+/// Compiles those of `shapes` that fit for blocks of so many tiles of tokens, side by side on the machine's cores.
 pub(super) fn compile(
     gpu: &Gpu,
     shapes: &[Skinny],
-    tiles: usize,
-) -> Result<Vec<(Skinny, Kernel)>, CudaError> {
-    let fitting: Vec<Skinny> = shapes.iter().copied().filter(|shape| shape.fits(gpu, tiles)).collect();
-    let groups: Vec<&[Skinny]> = fitting.chunks(source::group(gpu)).collect();
-    let sources: Vec<Source> = groups.iter().map(|group| source(group, tiles)).collect();
+    tiles: &[usize],
+) -> Result<Vec<(Skinny, usize, Kernel)>, CudaError> {
+    let instances: Vec<(Skinny, usize)> = tiles
+        .iter()
+        .flat_map(|&tiles| shapes.iter().map(move |&shape| (shape, tiles)))
+        .filter(|(shape, tiles)| shape.fits(gpu, *tiles))
+        .collect();
+    let groups: Vec<&[(Skinny, usize)]> = instances.chunks(source::group(gpu)).collect();
+    let sources: Vec<Source> = groups.iter().map(|group| source(group)).collect();
     let modules = source::compile_all(gpu, &sources)?;
-    let mut kernels = Vec::with_capacity(fitting.len());
+    let mut kernels = Vec::with_capacity(instances.len());
     for (group, module) in groups.into_iter().zip(modules) {
-        for shape in group {
-            kernels.push((*shape, module.kernel(&shape.symbol(), shape.shared(tiles) as u32)?));
+        for &(shape, tiles) in group {
+            let kernel = module.kernel(&shape.symbol(tiles), shape.shared(tiles) as u32)?;
+            kernels.push((shape, tiles, kernel));
         }
     }
     Ok(kernels)

@@ -38,7 +38,7 @@ impl Source {
 pub(super) fn group(_gpu: &Gpu) -> usize {
     #[cfg(test)]
     if _gpu.is_emulated() {
-        return 32;
+        return 16;
     }
     1
 }

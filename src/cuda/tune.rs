@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Activation;
+use super::check::Check;
 use super::error::CudaError;
 use super::gemm::{Gemm, GemmCall, GemmShape, Gemms, MOST_PARTS, Plan, WORKSPACE};
 use super::kernels::{Ahead, Kernels, NormArguments};
@@ -73,16 +74,27 @@ impl Gemms {
             return self.untimed(shape, plans);
         }
         let bench = Bench::new(self, kernels, shape)?;
+        let check = Check::new(&self.gpu, kernels, shape)?;
         let mut best: Option<(f64, Gemm)> = None;
         let mut candidates = Vec::new();
         for plan in plans {
             let (name, library) = (plan.name(), matches!(plan, Plan::Library(_)));
             let gemm = Gemm { shape, plan };
-            let time = bench.time(self, kernels, &gemm).map_err(|error| error.to_string());
-            if let Ok(time) = time
-                && best.as_ref().is_none_or(|(fastest, _)| time < *fastest)
+            let mut time = bench.time(self, kernels, &gemm).map_err(|error| error.to_string());
+            if let Ok(taken) = time
+                && best.as_ref().is_none_or(|(fastest, _)| taken < *fastest)
             {
-                best = Some((time, gemm));
+                // Only what would be chosen is worth the look.
+                match check.error(self, kernels, &gemm) {
+                    Ok(error) if error <= 1.0 => best = Some((taken, gemm)),
+                    Ok(error) => {
+                        time = Err(format!("its result is off by {error:.1} times what rounding explains"));
+                    }
+                    Err(error) => time = Err(error.to_string()),
+                }
+                if let Err(reason) = &time {
+                    tracing::warn!("{shape}: {name} is not used: {reason}");
+                }
             }
             candidates.push(Candidate { name, library, time });
         }

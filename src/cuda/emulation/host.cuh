@@ -92,17 +92,18 @@ enum State { READY, AT_BARRIER, AT_CLUSTER_BARRIER, IN_WARP, AT_GATE, DONE };
 
 struct Block;
 
+// Made once, and given one thread after the other.
 struct Fiber {
     jmp_buf context;
     ucontext_t first;
-    char *stack = nullptr;
-    Block *block = nullptr;
-    u32 id = 0;
-    State state = READY;
+    char *stack;
+    Block *block;
+    u32 id;
+    State state;
     bool started = false;
     std::vector<Copy> copies;
-    size_t delivered = 0;
-    u32 groups = 0;
+    size_t delivered;
+    u32 groups; // committed
 };
 
 enum Kind { NOTHING, SHUFFLE, MMA, MATRICES };
@@ -137,7 +138,7 @@ struct Cluster;
 struct Block {
     Cluster *cluster = nullptr;
     uint3 index = {};
-    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<Fiber *> fibers;
     std::vector<Warp> warps;
     Region dynamic;
     std::vector<Region> arrays;
@@ -168,7 +169,7 @@ struct Run {
 
 static Fiber *current;
 static jmp_buf scheduler;
-static std::vector<char *> stacks;
+static std::vector<Fiber *> idle;
 
 static void record(Run &run, const char *place, const char *format, va_list values)
 {
@@ -210,11 +211,28 @@ static void suspend(State state)
 
 static void enter()
 {
-    Run &run = *current->block->cluster->run;
-    run.kernel.enter(run.arguments.data());
-    current->state = DONE;
-    current->block->left++;
-    _longjmp(scheduler, 1);
+    for (;;) {
+        const Run &run = *current->block->cluster->run;
+        run.kernel.enter(run.arguments.data());
+        current->block->left++;
+        suspend(DONE);
+    }
+}
+
+static Fiber *take_fiber()
+{
+    if (!idle.empty()) {
+        Fiber *fiber = idle.back();
+        idle.pop_back();
+        return fiber;
+    }
+    void *memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return nullptr;
+    Fiber *fiber = new Fiber;
+    fiber->stack = (char *)memory;
+    *(u64 *)fiber->stack = UNTOUCHED;
+    return fiber;
 }
 
 __attribute__((noinline)) static void resume(Fiber *fiber)
@@ -227,6 +245,11 @@ __attribute__((noinline)) static void resume(Fiber *fiber)
     if (current->started)
         _longjmp(current->context, 1);
     current->started = true;
+    getcontext(&current->first);
+    current->first.uc_stack.ss_sp = current->stack;
+    current->first.uc_stack.ss_size = STACK;
+    current->first.uc_link = nullptr;
+    makecontext(&current->first, enter, 0);
     setcontext(&current->first);
 }
 
@@ -289,26 +312,18 @@ static std::unique_ptr<Cluster> make_cluster(Run &run, u32 number)
         block->dynamic = make_region(nullptr, run.launch.shared);
         block->warps.resize((run.launch.threads + 31) / 32);
         for (u32 id = 0; id < run.launch.threads; id++) {
-            auto fiber = std::make_unique<Fiber>();
+            Fiber *fiber = take_fiber();
+            if (!fiber) {
+                failed(run, "no memory for %u threads", run.launch.threads);
+                break;
+            }
             fiber->block = block.get();
             fiber->id = id;
-            if (stacks.empty()) {
-                void *memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-                if (memory == MAP_FAILED) {
-                    failed(run, "no memory for %u threads", run.launch.threads);
-                    return cluster;
-                }
-                stacks.push_back((char *)memory);
-            }
-            fiber->stack = stacks.back();
-            stacks.pop_back();
-            *(u64 *)fiber->stack = UNTOUCHED;
-            getcontext(&fiber->first);
-            fiber->first.uc_stack.ss_sp = fiber->stack;
-            fiber->first.uc_stack.ss_size = STACK;
-            fiber->first.uc_link = nullptr;
-            makecontext(&fiber->first, enter, 0);
-            block->fibers.push_back(std::move(fiber));
+            fiber->state = READY;
+            fiber->copies.clear();
+            fiber->delivered = 0;
+            fiber->groups = 0;
+            block->fibers.push_back(fiber);
         }
         for (u32 warp = 0; warp < block->warps.size(); warp++)
             cluster->warps.push_back({rank, warp});
@@ -324,11 +339,14 @@ static void end_cluster(Run &run, Cluster &cluster)
         check_margins(run, block->dynamic);
         for (const Region &array : block->arrays)
             check_margins(run, array);
-        for (auto &fiber : block->fibers) {
+        for (Fiber *fiber : block->fibers) {
             if (*(u64 *)fiber->stack != UNTOUCHED)
                 failed(run, "thread %u needed more than %zu bytes of stack", fiber->id, STACK);
-            stacks.push_back(fiber->stack);
+            // After a failure it may be anywhere.
+            fiber->started = fiber->state == DONE && !run.failed;
+            idle.push_back(fiber);
         }
+        block->fibers.clear();
     }
 }
 
@@ -336,7 +354,7 @@ static void report_standstill(Run &run, Cluster &cluster)
 {
     u32 counts[DONE + 1] = {}, first[DONE + 1] = {};
     for (auto &block : cluster.blocks)
-        for (auto &fiber : block->fibers)
+        for (Fiber *fiber : block->fibers)
             if (counts[fiber->state]++ == 0)
                 first[fiber->state] = fiber->id;
     const uint3 &index = cluster.blocks[0]->index;
@@ -361,7 +379,7 @@ static void advance(Run &run, Cluster &cluster)
                 for (u32 lane : run.lanes) {
                     const u32 id = place.second * 32 + lane;
                     if (id < block.fibers.size() && block.fibers[id]->state == READY && !run.failed) {
-                        resume(block.fibers[id].get());
+                        resume(block.fibers[id]);
                         again = progress = true;
                     }
                 }
@@ -373,7 +391,7 @@ static void advance(Run &run, Cluster &cluster)
             continue;
         bool all_left = true, gated = false;
         for (auto &block : cluster.blocks)
-            for (auto &fiber : block->fibers) {
+            for (Fiber *fiber : block->fibers) {
                 all_left = all_left && fiber->state == DONE;
                 gated = gated || fiber->state == AT_GATE;
             }
@@ -413,7 +431,14 @@ static void deliver(Fiber &fiber, u32 before)
     }
 }
 
-static float widened(u32 bits)
+// What most of the time goes into.
+#if defined(__GNUC__) && !defined(__clang__)
+#define FAST __attribute__((optimize("O3"), no_sanitize("alignment", "bounds")))
+#else
+#define FAST
+#endif
+
+FAST static inline float widened(u32 bits)
 {
     float value;
     bits <<= 16;
@@ -421,9 +446,9 @@ static float widened(u32 bits)
     return value;
 }
 
-static void multiply(Operands *lanes)
+FAST static void multiply(Operands *lanes)
 {
-    float a[16][16], b[16][8];
+    double a[16][16], b[16][8], sums[16][8];
     for (int lane = 0; lane < 32; lane++) {
         const int g = lane / 4, t = lane % 4 * 2;
         for (int i = 0; i < 4; i++)
@@ -434,13 +459,15 @@ static void multiply(Operands *lanes)
                 b[t + i * 8 + j][g] = widened(lanes[lane].b[i] >> (16 * j) & 0xffff);
     }
     for (int lane = 0; lane < 32; lane++)
-        for (int i = 0; i < 4; i++) {
-            const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-            double sum = lanes[lane].result[i];
-            for (int k = 0; k < 16; k++)
-                sum += (double)a[row][k] * b[k][column];
-            lanes[lane].result[i] = (float)sum;
-        }
+        for (int i = 0; i < 4; i++)
+            sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = lanes[lane].result[i];
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++)
+            for (int column = 0; column < 8; column++)
+                sums[row][column] += a[row][k] * b[k][column];
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++)
+            lanes[lane].result[i] = (float)sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
 static void transpose(Operands *lanes)
@@ -526,15 +553,16 @@ extern "C" int emulation_end(void *begun, char *message, u64 bytes)
             run->begun.push_back(make_cluster(*run, run->order[i]));
         Cluster &cluster = *run->begun[i];
         for (auto &block : cluster.blocks)
-            for (auto &fiber : block->fibers)
+            for (Fiber *fiber : block->fibers)
                 if (fiber->state == AT_GATE)
                     fiber->state = READY;
         if (!run->failed)
             advance(*run, cluster);
-        if (!run->failed)
-            end_cluster(*run, cluster);
+        end_cluster(*run, cluster);
         cluster.blocks.clear();
     }
+    for (auto &cluster : run->begun)
+        end_cluster(*run, *cluster);
     snprintf(message, bytes, "%s", run->message);
     return run->failed;
 }
@@ -573,7 +601,7 @@ DEVICE void __syncthreads()
     if (++block.at_barrier < block.fibers.size())
         return suspend(AT_BARRIER);
     block.at_barrier = 0;
-    for (auto &fiber : block.fibers)
+    for (Fiber *fiber : block.fibers)
         fiber->state = READY;
 }
 
@@ -621,7 +649,7 @@ DEVICE void cluster_sync()
         return suspend(AT_CLUSTER_BARRIER);
     cluster.at_barrier = 0;
     for (auto &block : cluster.blocks)
-        for (auto &fiber : block->fibers)
+        for (Fiber *fiber : block->fibers)
             fiber->state = READY;
 }
 

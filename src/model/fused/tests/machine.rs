@@ -46,10 +46,10 @@ impl Machine {
         Queue::new(unsafe { self.gpu.external_stream(std::ptr::null_mut()) }, false)
     }
 
-    /// Products; `shapes` of the own kernel where all would take too long.
-    pub fn gemms(&self, shapes: impl IntoIterator<Item = Skinny>) -> Gemms {
+    /// Products; `shapes` of the own kernel for blocks of so many tiles of tokens where all would take too long.
+    pub fn gemms(&self, shapes: impl IntoIterator<Item = Skinny>, tiles: &[usize]) -> Gemms {
         if self.is_emulated() {
-            return Gemms::emulated(shapes.into_iter().collect());
+            return Gemms::emulated(shapes.into_iter().collect(), tiles);
         }
         Gemms::new(&self.gpu).unwrap()
     }
