@@ -132,6 +132,28 @@ impl Memory {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Puts values at byte `at`, and waits for it.
+    ///
+    /// # Errors
+    /// More than there is room for; [`CudaError::Driver`].
+    pub(super) fn write<T: Copy>(&self, at: usize, values: &[T]) -> Result<(), CudaError> {
+        let address = self.address_of(at, size_of_val(values))?;
+        let failed = || CudaError::driver("writing to the GPU's memory");
+        self.context.bind_to_thread().map_err(failed())?;
+        // SAFETY: the memory has room for them.
+        unsafe { result::memcpy_htod_sync(address, values) }.map_err(failed())?;
+        // A small copy may still be under way, and other streams do not wait for it.
+        self.context.synchronize().map_err(failed())
+    }
+
+    fn address_of(&self, at: usize, bytes: usize) -> Result<u64, CudaError> {
+        if at.checked_add(bytes).is_some_and(|end| end <= self.bytes) {
+            return Ok(self.address + at as u64);
+        }
+        let expected = format!("at most {} bytes", self.bytes);
+        Err(CudaError::argument("copy between host and GPU", expected, format!("{bytes} at byte {at}")))
+    }
 }
 
 impl Drop for Memory {

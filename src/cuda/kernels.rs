@@ -14,6 +14,7 @@ const COMMON: &str = concat!(include_str!("kernels/ptx.cuh"), include_str!("kern
 const ATTENTION: &str = include_str!("kernels/attention.cu");
 const NORM: &str = include_str!("kernels/norm.cu");
 const ELEMENTWISE: &str = include_str!("kernels/elementwise.cu");
+pub(super) const PREPROCESS: &str = include_str!("kernels/preprocess.cu");
 pub(super) const GEMM: &str = include_str!("kernels/gemm.cu");
 
 /// Head widths that the attention is compiled for.

@@ -14,6 +14,7 @@
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
 //! | [`network`] | all of it: model inputs and noise in, normalised action chunk out |
+//! | `preprocess` | frames to images on the GPU (feature `cuda`) |
 //! | [`tick`] | the tick in memory that stays, captured as CUDA graphs |
 //! | [`random`] | weights from a seed in place of a checkpoint |
 //! | [`policy`] | observation in, physical actions out |
@@ -34,6 +35,8 @@ pub mod layers;
 pub mod network;
 pub mod operators;
 pub mod policy;
+#[cfg(feature = "cuda")]
+pub mod preprocess;
 pub mod probe;
 pub mod random;
 #[cfg(test)]
@@ -84,6 +87,10 @@ pub enum ModelError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Fused(#[from] crate::cuda::CudaError),
+    /// Frames could not be processed on the GPU.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Preprocess(#[from] crate::cuda::preprocess::PreprocessError),
     /// The engine's file is missing, damaged, or was built for something else.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
