@@ -126,6 +126,8 @@ pub struct Gemm {
 /// Everything that products are made with.
 pub struct Gemms {
     pub(super) gpu: Gpu,
+    /// Shapes of the own kernel that are tried.
+    shapes: Vec<Skinny>,
     /// By token tiles of a block.
     pub(super) own: HashMap<usize, Vec<(Skinny, Kernel)>>,
     /// Why cuBLASLt is not there, or itself and its workspace.
@@ -149,7 +151,18 @@ impl Gemms {
                 Err(error.to_string())
             }
         };
-        Ok(Self { gpu: gpu.clone(), own: HashMap::new(), blas, table: Vec::new(), cached: HashMap::new() })
+        Ok(Self::with(gpu, skinny::all(), blas))
+    }
+
+    /// These shapes of the own kernel alone, on the emulated GPU of the tests.
+    #[cfg(test)]
+    pub fn emulated(shapes: Vec<Skinny>) -> Self {
+        Self::with(&Gpu::emulated(), shapes, Err("the emulated GPU has none".to_owned()))
+    }
+
+    fn with(gpu: &Gpu, shapes: Vec<Skinny>, blas: Result<(Blas, Memory), String>) -> Self {
+        let (own, cached) = (HashMap::new(), HashMap::new());
+        Self { gpu: gpu.clone(), shapes, own, blas, table: Vec::new(), cached }
     }
 
     /// What was measured so far.
@@ -166,9 +179,18 @@ impl Gemms {
     pub(super) fn compile(&mut self, rows: usize) -> Result<usize, CudaError> {
         let (tiles, _) = skinny::token_tiles(rows);
         if let std::collections::hash_map::Entry::Vacant(place) = self.own.entry(tiles) {
-            place.insert(skinny::compile(&self.gpu, tiles)?);
+            place.insert(skinny::compile(&self.gpu, &self.shapes, tiles)?);
         }
         Ok(tiles)
+    }
+
+    /// Shapes of the own kernel that fit the GPU, compiled for so many rows.
+    ///
+    /// # Errors
+    /// No NVRTC, or one that refuses.
+    pub fn compiled(&mut self, rows: usize) -> Result<Vec<Skinny>, CudaError> {
+        let tiles = self.compile(rows)?;
+        Ok(self.own.get(&tiles).into_iter().flatten().map(|(skinny, _)| *skinny).collect())
     }
 
     /// Queues a product.

@@ -7,10 +7,17 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use super::error::CudaError;
 use crate::engine::ComputeCapability;
 
+#[derive(Clone)]
+enum Place {
+    Device(Arc<CudaContext>),
+    #[cfg(test)]
+    Emulated,
+}
+
 /// A GPU with its primary context, the one that libtorch uses too.
 #[derive(Clone)]
 pub struct Gpu {
-    context: Arc<CudaContext>,
+    place: Place,
     capability: ComputeCapability,
     multiprocessors: u32,
     shared_per_block: u32,
@@ -46,13 +53,35 @@ impl Gpu {
             shared_per_block: ask(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             shared_per_multiprocessor: ask(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
             l2: ask(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
-            context,
+            place: Place::Device(context),
         })
+    }
+
+    /// What the tests have: the kernels run on the CPU, on its memory. It is so small that small products fill it.
+    #[cfg(test)]
+    pub fn emulated() -> Self {
+        Self {
+            place: Place::Emulated,
+            capability: ComputeCapability { major: 9, minor: 0 },
+            multiprocessors: 4,
+            shared_per_block: 227 << 10,
+            shared_per_multiprocessor: 228 << 10,
+            l2: 50 << 20,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_emulated(&self) -> bool {
+        matches!(self.place, Place::Emulated)
     }
 
     /// The primary context.
     pub fn context(&self) -> &Arc<CudaContext> {
-        &self.context
+        match &self.place {
+            Place::Device(context) => context,
+            #[cfg(test)]
+            Place::Emulated => panic!("an emulated GPU has no context"),
+        }
     }
 
     /// Such as 9.0.
@@ -90,7 +119,7 @@ impl Gpu {
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn new_stream(&self) -> Result<Arc<CudaStream>, CudaError> {
-        self.context.new_stream().map_err(CudaError::driver("making a stream"))
+        self.context().new_stream().map_err(CudaError::driver("making a stream"))
     }
 
     /// Someone else's stream; null is the default stream.
@@ -99,7 +128,7 @@ impl Gpu {
     /// A stream of this GPU's primary context that outlives what is returned.
     pub unsafe fn external_stream(&self, stream: *mut std::ffi::c_void) -> Arc<CudaStream> {
         // SAFETY: by this function's contract.
-        unsafe { self.context.wrap_borrowed_stream(stream.cast()) }
+        unsafe { self.context().wrap_borrowed_stream(stream.cast()) }
     }
 
     /// Memory that is not initialised.
@@ -108,10 +137,10 @@ impl Gpu {
     /// [`CudaError::Driver`], for instance when there is not enough.
     pub fn allocate(&self, bytes: usize) -> Result<Memory, CudaError> {
         let failed = || CudaError::driver(format!("allocating {bytes} bytes on the GPU"));
-        self.context.bind_to_thread().map_err(failed())?;
+        self.context().bind_to_thread().map_err(failed())?;
         // SAFETY: the address is freed once, by what is returned. CUDA refuses zero bytes.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed())?;
-        Ok(Memory { context: Arc::clone(&self.context), address, bytes })
+        Ok(Memory { context: Arc::clone(self.context()), address, bytes })
     }
 }
 

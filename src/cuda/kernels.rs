@@ -5,12 +5,10 @@
 
 use super::error::CudaError;
 use super::gpu::Gpu;
-use super::module::{Kernel, Module};
-use super::nvrtc::Nvrtc;
+use super::module::Kernel;
 use super::queue::Queue;
+use super::source::{self, Source};
 
-/// What every file of kernels starts with.
-const COMMON: &str = concat!(include_str!("kernels/ptx.cuh"), include_str!("kernels/common.cuh"));
 const ATTENTION: &str = include_str!("kernels/attention.cu");
 const NORM: &str = include_str!("kernels/norm.cu");
 const ELEMENTWISE: &str = include_str!("kernels/elementwise.cu");
@@ -28,13 +26,9 @@ const ATTENTION_WARPS: usize = 8;
 /// Threads of a block of an elementwise kernel.
 const THREADS: u32 = 256;
 
-/// A file of kernels with what it stands on.
-pub(super) fn source(file: &str, instances: &str) -> String {
-    [COMMON, file, instances].concat()
-}
-
-fn attention_source(width: usize) -> String {
-    source(ATTENTION, &format!("ATTENTION_KERNEL(attention, {width})\n"))
+fn attention_source(width: usize) -> Source {
+    let instances = format!("ATTENTION_KERNEL(attention, {width})\n");
+    Source { name: "attention.cu", file: ATTENTION, instances }
 }
 
 /// `AttentionArguments` of attention.cu.
@@ -292,10 +286,8 @@ impl Kernels {
     /// # Errors
     /// No NVRTC, or one that refuses.
     pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
-        let nvrtc = Nvrtc::load()?;
-        let target = nvrtc.target(gpu.capability());
-        let load = |name, file| Module::load(gpu, &nvrtc.compile(name, &source(file, ""), target)?);
-        let (norm, elementwise) = (load("norm.cu", NORM)?, load("elementwise.cu", ELEMENTWISE)?);
+        let norm = source::compile(gpu, &Source::plain("norm.cu", NORM))?;
+        let elementwise = source::compile(gpu, &Source::plain("elementwise.cu", ELEMENTWISE))?;
         Ok(Self {
             gpu: gpu.clone(),
             residual_norm: norm.kernel("residual_norm", 0)?,
@@ -318,10 +310,7 @@ impl Kernels {
         if !HEAD_WIDTHS.contains(&width) {
             return Err(CudaError::argument("width of a head", format!("one of {HEAD_WIDTHS:?}"), width));
         }
-        let nvrtc = Nvrtc::load()?;
-        let code =
-            nvrtc.compile("attention.cu", &attention_source(width), nvrtc.target(self.gpu.capability()))?;
-        Module::load(&self.gpu, &code)?.kernel("attention", self.gpu.shared_per_block())
+        source::compile(&self.gpu, &attention_source(width))?.kernel("attention", self.gpu.shared_per_block())
     }
 
     /// Queues attention with a kernel of [`attention`](Self::attention).
@@ -505,7 +494,7 @@ impl Kernels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::{Skinny, Target, skinny};
+    use crate::cuda::{Nvrtc, Skinny, Target, skinny};
     use crate::engine::ComputeCapability;
 
     #[test]
@@ -546,8 +535,8 @@ mod tests {
             ("attention.cu 16", attention_source(16)),
             ("attention.cu 48", attention_source(48)),
             ("attention.cu 128", attention_source(128)),
-            ("norm.cu", source(NORM, "")),
-            ("elementwise.cu", source(ELEMENTWISE, "")),
+            ("norm.cu", Source::plain("norm.cu", NORM)),
+            ("elementwise.cu", Source::plain("elementwise.cu", ELEMENTWISE)),
         ];
         // Each shape is one instance of the same template: the first and the widest stand for the others.
         let widest = Skinny::ALL[Skinny::ALL.len() - 1].in_clusters(8);
@@ -556,7 +545,7 @@ mod tests {
         }
         for target in targets {
             for (name, source) in &files {
-                let code = nvrtc.compile(name, source, target).unwrap();
+                let code = nvrtc.compile(name, &source.cuda(), target).unwrap();
                 assert!(code.len() > 1000, "{name} for {target}: {} bytes", code.len());
             }
         }

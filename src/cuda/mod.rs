@@ -14,6 +14,8 @@
 //! The driver, NVRTC and cuBLASLt are loaded when they are first wanted.
 
 mod blas;
+#[cfg(test)]
+pub(crate) mod emulation;
 mod error;
 mod gemm;
 mod gpu;
@@ -24,6 +26,7 @@ mod nvrtc;
 pub mod preprocess;
 mod queue;
 mod skinny;
+mod source;
 mod tune;
 
 pub use blas::Blas;

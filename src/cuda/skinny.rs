@@ -3,8 +3,8 @@
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::kernels;
-use super::module::{Kernel, Module};
-use super::nvrtc::Nvrtc;
+use super::module::Kernel;
+use super::source::{self, Source};
 
 /// Tokens of a tile of the tensor core's second operand.
 const TOKEN_TILE: usize = 8;
@@ -131,48 +131,45 @@ pub(super) fn token_tiles(rows: usize) -> (usize, usize) {
 }
 
 /// The kernels of these shapes for blocks of so many tiles of tokens.
-pub(super) fn source(shapes: &[Skinny], tiles: usize) -> String {
-    let instances: String = shapes
-        .iter()
-        .map(|shape| {
-            let Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } = shape;
-            let parameters = format!(
-                "{}, {column_tiles}, {column_warps}, {depth_warps}, {depth_blocks}, {stages}, {tiles}, {producers}",
-                shape.symbol()
-            );
-            match cluster {
-                1 => format!("GEMM_KERNEL({parameters})\n"),
-                _ => format!("GEMM_CLUSTER_KERNEL({parameters}, {cluster})\n"),
-            }
-        })
-        .collect();
-    kernels::source(kernels::GEMM, &instances)
+pub(super) fn source(shapes: &[Skinny], tiles: usize) -> Source {
+    let instance = |shape: &Skinny| {
+        let Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } =
+            shape;
+        let parameters = format!(
+            "{}, {column_tiles}, {column_warps}, {depth_warps}, {depth_blocks}, {stages}, {tiles}, {producers}",
+            shape.symbol()
+        );
+        match cluster {
+            1 => format!("GEMM_KERNEL({parameters})\n"),
+            _ => format!("GEMM_CLUSTER_KERNEL({parameters}, {cluster})\n"),
+        }
+    };
+    Source { name: "gemm.cu", file: kernels::GEMM, instances: shapes.iter().map(instance).collect() }
 }
 
-/// Compiles the shapes that fit, side by side on the machine's cores.
-pub(super) fn compile(gpu: &Gpu, tiles: usize) -> Result<Vec<(Skinny, Kernel)>, CudaError> {
-    use rayon::prelude::*;
-    let nvrtc = Nvrtc::load()?;
-    let target = nvrtc.target(gpu.capability());
-    let fitting: Vec<Skinny> = Skinny::ALL
-        .into_iter()
-        .flat_map(|shape| {
-            [1].into_iter().chain(Skinny::CLUSTERS).map(move |cluster| shape.in_clusters(cluster))
-        })
-        .filter(|shape| shape.fits(gpu, tiles))
-        .collect();
-    let code: Vec<_> = fitting
-        .par_iter()
-        .map(|shape| nvrtc.compile("gemm.cu", &source(std::slice::from_ref(shape), tiles), target))
-        .collect::<Result<_, _>>()?;
-    fitting
-        .into_iter()
-        .zip(code)
-        .map(|(shape, code)| {
-            let kernel = Module::load(gpu, &code)?.kernel(&shape.symbol(), shape.shared(tiles) as u32)?;
-            Ok((shape, kernel))
-        })
-        .collect()
+/// All shapes, alone and in clusters.
+pub(super) fn all() -> Vec<Skinny> {
+    let sizes = |shape: Skinny| [1].into_iter().chain(Skinny::CLUSTERS).map(move |n| shape.in_clusters(n));
+    Skinny::ALL.into_iter().flat_map(sizes).collect()
+}
+
+/// Compiles those of `shapes` that fit, side by side on the machine's cores.
+pub(super) fn compile(
+    gpu: &Gpu,
+    shapes: &[Skinny],
+    tiles: usize,
+) -> Result<Vec<(Skinny, Kernel)>, CudaError> {
+    let fitting: Vec<Skinny> = shapes.iter().copied().filter(|shape| shape.fits(gpu, tiles)).collect();
+    let groups: Vec<&[Skinny]> = fitting.chunks(source::group(gpu)).collect();
+    let sources: Vec<Source> = groups.iter().map(|group| source(group, tiles)).collect();
+    let modules = source::compile_all(gpu, &sources)?;
+    let mut kernels = Vec::with_capacity(fitting.len());
+    for (group, module) in groups.into_iter().zip(modules) {
+        for shape in group {
+            kernels.push((*shape, module.kernel(&shape.symbol(), shape.shared(tiles) as u32)?));
+        }
+    }
+    Ok(kernels)
 }
 
 #[cfg(test)]

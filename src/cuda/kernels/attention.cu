@@ -25,7 +25,7 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
     constexpr int VECTORS = WIDTH / 8;
     constexpr int QUADS = WIDTH / 4;
 
-    extern __shared__ uint4 shared[];
+    DYNAMIC_SHARED(uint4, shared);
     const int head = blockIdx.x, heads = gridDim.x, first_query = blockIdx.y * 16, sample = blockIdx.z;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int key_tiles = (args.key_count + 15) / 16, key_rows = key_tiles * 16;
@@ -180,4 +180,4 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
 }
 
 #define ATTENTION_KERNEL(name, WIDTH)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) name(const AttentionArguments args) { attention<WIDTH>(args); }
+    BOUNDED_KERNEL(name, AttentionArguments, 256) { attention<WIDTH>(args); }

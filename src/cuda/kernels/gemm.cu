@@ -39,7 +39,7 @@ DEVICE void gemm(const GemmArguments &args)
     // Of the sums, so that neither writing by column nor reading by row meets a bank twice.
     constexpr int PITCH = TILE + 4;
 
-    extern __shared__ uint4 shared[];
+    DYNAMIC_SHARED(uint4, shared);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int wn = warp % WN, wk = warp / WN;
     const bool consumes = warp < CONSUMERS;
@@ -182,21 +182,14 @@ DEVICE void gemm(const GemmArguments &args)
         cluster_sync();
 }
 
-#if __CUDA_ARCH__ >= 900
-#define CLUSTER_OF(n) __cluster_dims__(1, n, 1)
-#else
-#define CLUSTER_OF(n)
-#endif
-
 #define GEMM_KERNEL(name, MT, WN, WK, KB, STAGES, NT, PRODUCERS)                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * (WN * WK + PRODUCERS)) name(const GemmArguments args)           \
+    BOUNDED_KERNEL(name, GemmArguments, 32 * (WN * WK + PRODUCERS))                                                    \
     {                                                                                                                  \
         gemm<MT, WN, WK, KB, STAGES, NT, PRODUCERS, 1>(args);                                                          \
     }
 
 #define GEMM_CLUSTER_KERNEL(name, MT, WN, WK, KB, STAGES, NT, PRODUCERS, CLUSTER)                                      \
-    extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(32 * (WN * WK + PRODUCERS))                       \
-        name(const GemmArguments args)                                                                                 \
+    CLUSTER_KERNEL(name, GemmArguments, 32 * (WN * WK + PRODUCERS), CLUSTER)                                           \
     {                                                                                                                  \
         gemm<MT, WN, WK, KB, STAGES, NT, PRODUCERS, CLUSTER>(args);                                                    \
     }

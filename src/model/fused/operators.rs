@@ -37,6 +37,14 @@ impl Operators {
         Ok(Self { kernels: Kernels::new(&gpu)?, queue: Queue::new(stream, false), gpu, device })
     }
 
+    /// On the emulated GPU of the tests, for tensors on the CPU.
+    #[cfg(test)]
+    pub fn emulated(order: crate::cuda::emulation::Order) -> Result<Self, ModelError> {
+        let gpu = Gpu::emulated();
+        let (kernels, queue) = (Kernels::new(&gpu)?, Queue::emulated(order, false));
+        Ok(Self { gpu, kernels, queue, device: Device::Cpu })
+    }
+
     /// Queues on `stream`, libtorch's current one; null is the default stream, where it starts.
     ///
     /// # Safety
