@@ -136,22 +136,33 @@ impl Gpu {
     /// # Errors
     /// [`CudaError::Driver`], for instance when there is not enough.
     pub fn allocate(&self, bytes: usize) -> Result<Memory, CudaError> {
+        #[cfg(test)]
+        if self.is_emulated() {
+            return Ok(Memory::emulated(bytes));
+        }
         let failed = || CudaError::driver(format!("allocating {bytes} bytes on the GPU"));
         self.context().bind_to_thread().map_err(failed())?;
         // SAFETY: the address is freed once, by what is returned. CUDA refuses zero bytes.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed())?;
-        Ok(Memory { context: Arc::clone(self.context()), address, bytes })
+        Ok(Memory { place: self.place.clone(), address, bytes })
     }
 }
 
 /// Device memory, freed when dropped, which waits for the GPU.
 pub struct Memory {
-    context: Arc<CudaContext>,
+    place: Place,
     address: u64,
     bytes: usize,
 }
 
 impl Memory {
+    /// Memory of the process that nobody has written to.
+    #[cfg(test)]
+    fn emulated(bytes: usize) -> Self {
+        let memory = vec![u128::MAX; bytes.div_ceil(16)].into_boxed_slice();
+        Self { place: Place::Emulated, address: Box::into_raw(memory).cast::<u128>() as u64, bytes }
+    }
+
     /// On the device.
     pub fn address(&self) -> u64 {
         self.address
@@ -169,11 +180,21 @@ impl Memory {
     pub(super) fn write<T: Copy>(&self, at: usize, values: &[T]) -> Result<(), CudaError> {
         let address = self.address_of(at, size_of_val(values))?;
         let failed = || CudaError::driver("writing to the GPU's memory");
-        self.context.bind_to_thread().map_err(failed())?;
-        // SAFETY: the memory has room for them.
-        unsafe { result::memcpy_htod_sync(address, values) }.map_err(failed())?;
-        // A small copy may still be under way, and other streams do not wait for it.
-        self.context.synchronize().map_err(failed())
+        match &self.place {
+            Place::Device(context) => {
+                context.bind_to_thread().map_err(failed())?;
+                // SAFETY: the memory has room for them.
+                unsafe { result::memcpy_htod_sync(address, values) }.map_err(failed())?;
+                // A small copy may still be under way, and other streams do not wait for it.
+                context.synchronize().map_err(failed())
+            }
+            #[cfg(test)]
+            Place::Emulated => {
+                // SAFETY: the memory is the process's own and has room for them.
+                unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), address as *mut T, values.len()) };
+                Ok(())
+            }
+        }
     }
 
     fn address_of(&self, at: usize, bytes: usize) -> Result<u64, CudaError> {
@@ -187,9 +208,20 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: the address came from `malloc_sync` and is freed only here. `cuMemFree` waits for the work queued.
-            let _ = unsafe { result::free_sync(self.address) };
+        match &self.place {
+            Place::Device(context) => {
+                if context.bind_to_thread().is_ok() {
+                    // SAFETY: the address came from `malloc_sync` and is freed only here. `cuMemFree` waits for the work queued.
+                    let _ = unsafe { result::free_sync(self.address) };
+                }
+            }
+            #[cfg(test)]
+            Place::Emulated => {
+                let words =
+                    std::ptr::slice_from_raw_parts_mut(self.address as *mut u128, self.bytes.div_ceil(16));
+                // SAFETY: what `emulated` made, freed only here.
+                drop(unsafe { Box::from_raw(words) });
+            }
         }
     }
 }

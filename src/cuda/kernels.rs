@@ -12,7 +12,6 @@ use super::source::{self, Source};
 const ATTENTION: &str = include_str!("kernels/attention.cu");
 const NORM: &str = include_str!("kernels/norm.cu");
 const ELEMENTWISE: &str = include_str!("kernels/elementwise.cu");
-pub(super) const PREPROCESS: &str = include_str!("kernels/preprocess.cu");
 pub(super) const GEMM: &str = include_str!("kernels/gemm.cu");
 
 /// Head widths that the attention is compiled for.

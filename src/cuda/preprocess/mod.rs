@@ -20,11 +20,15 @@ use image::RgbImage;
 use self::layout::{FrameArguments, FramePlan, LaunchArguments, Launches, Places, THREADS};
 use super::error::CudaError;
 use super::gpu::{Gpu, Memory};
-use super::kernels::{PREPROCESS, source};
-use super::module::{Kernel, Module};
-use super::nvrtc::Nvrtc;
+use super::module::Kernel;
 use super::queue::Queue;
+use super::source::{self, Source};
 use crate::processor::image::{ImageError, ImageTransform};
+
+/// The kernels' file.
+fn source() -> Source {
+    Source::plain("preprocess.cu", include_str!("../kernels/preprocess.cu"))
+}
 
 /// Frame sizes whose tables are kept on the GPU. Cameras seldom differ in more.
 const PLANS_KEPT: usize = 8;
@@ -67,10 +71,7 @@ impl FramePreprocessor {
     /// # Errors
     /// No NVRTC, or one that refuses.
     pub fn new(gpu: &Gpu, transform: &ImageTransform) -> Result<Self, CudaError> {
-        let nvrtc = Nvrtc::load()?;
-        let source = source(PREPROCESS, "");
-        let code = nvrtc.compile("preprocess.cu", &source, nvrtc.target(gpu.capability()))?;
-        let module = Module::load(gpu, &code)?;
+        let module = source::compile(gpu, &source())?;
         Ok(Self {
             gpu: gpu.clone(),
             transform: transform.clone(),
@@ -253,11 +254,17 @@ impl FrameBatch {
         if let Some(copied) = self.copied.take() {
             copied.synchronize().map_err(CudaError::driver("waiting for the upload of frames"))?;
         }
+        #[cfg(test)]
+        let emulated = self.staging.gpu.is_emulated();
         let staged = self.staging.bytes_mut();
         for (frame, &place) in frames.zip(&self.places.frames) {
             let bytes = frame.as_raw();
             // The sizes are those that the places were made for.
             staged[place..place + bytes.len()].copy_from_slice(bytes);
+        }
+        #[cfg(test)]
+        if emulated {
+            return self.memory.write(0, staged);
         }
         let failed = || CudaError::driver("uploading frames");
         let stream = queue.stream();
@@ -296,6 +303,11 @@ unsafe impl Send for Staging {}
 
 impl Staging {
     fn new(gpu: &Gpu, bytes: usize) -> Result<Self, CudaError> {
+        #[cfg(test)]
+        if gpu.is_emulated() {
+            let memory = Box::into_raw(vec![0u8; bytes].into_boxed_slice()).cast::<u8>();
+            return Ok(Self { gpu: gpu.clone(), memory, bytes });
+        }
         let failed = || CudaError::driver(format!("allocating {bytes} bytes of pinned memory"));
         gpu.context().bind_to_thread().map_err(failed())?;
         // SAFETY: freed once, by what is returned.
@@ -313,6 +325,12 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if self.gpu.is_emulated() {
+            let bytes = std::ptr::slice_from_raw_parts_mut(self.memory, self.bytes);
+            // SAFETY: what `new` made, freed only here.
+            return drop(unsafe { Box::from_raw(bytes) });
+        }
         if self.gpu.context().bind_to_thread().is_ok() {
             // SAFETY: allocated by `new`, freed only here.
             let _ = unsafe { result::free_host(self.memory.cast()) };
