@@ -21,7 +21,14 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use tch::{Device, Kind, Tensor};
 
-use super::{ModelError, layers::Loader, probe::Probe, tokens::TokenLayout, velocity::VelocityEngine};
+use super::{
+    ModelError,
+    cuda::Stream,
+    layers::Loader,
+    probe::Probe,
+    tokens::TokenLayout,
+    velocity::{Retained, VelocityEngine},
+};
 use crate::{
     checkpoint::ModelConfig,
     cuda::{CudaError, Gemms, Gpu, Kernels, Queue, Recording, Tuned},
@@ -87,13 +94,7 @@ impl FusedVelocity {
     /// No GPU, no NVRTC, a type other than bf16, or sizes that the kernels are not made for.
     pub fn load(at: &Loader, config: &ModelConfig, embodiment: usize) -> Result<Self, ModelError> {
         let device = at.device();
-        let Device::Cuda(ordinal) = device else {
-            return Err(ModelError::Device {
-                requested: format!("{device:?}"),
-                reason: "the fused kernels run on NVIDIA GPUs only: choose cuda, or the mode eager"
-                    .to_owned(),
-            });
-        };
+        let ordinal = ordinal(device)?;
         if at.kind() != Kind::BFloat16 {
             return Err(ModelError::Input {
                 what: "type of the fused kernels",
@@ -289,6 +290,30 @@ fn check_size(what: &'static str, tensor: &Tensor, expected: &[i64]) -> Result<(
     Err(ModelError::Input { what, expected: format!("{expected:?}"), found: format!("{:?}", tensor.size()) })
 }
 
+/// The GPU's number.
+fn ordinal(device: Device) -> Result<usize, ModelError> {
+    match device {
+        Device::Cuda(ordinal) => Ok(ordinal),
+        other => Err(ModelError::Device {
+            requested: format!("{other:?}"),
+            reason: "the fused kernels run on NVIDIA GPUs only: choose cuda, or the mode eager".to_owned(),
+        }),
+    }
+}
+
+/// Refuses a stream of another GPU.
+fn refuse_other_device(stream: &Stream, device: Device) -> Result<(), ModelError> {
+    let found = Device::Cuda(stream.device());
+    if found == device {
+        return Ok(());
+    }
+    Err(ModelError::Input {
+        what: "stream of the fused kernels",
+        expected: format!("one of {device:?}"),
+        found: format!("{found:?}"),
+    })
+}
+
 impl VelocityEngine for FusedVelocity {
     fn identity(&self) -> String {
         format!("fused kernels bf16 on {:?}", self.device)
@@ -298,6 +323,27 @@ impl VelocityEngine for FusedVelocity {
         self.forget()?;
         self.machine.terms = Some(self.machine.weights.step_terms(timesteps)?);
         Ok(())
+    }
+
+    fn retained(&self) -> Vec<Retained> {
+        let tick = self.ticks.last().into_iter().flat_map(Tick::memory);
+        let terms = self.machine.terms.iter().flat_map(|terms| [&terms.modulation, &terms.embedding]);
+        tick.chain(terms).map(|tensor| Box::new(tensor.shallow_clone()) as Retained).collect()
+    }
+
+    fn queue_on(&mut self, stream: &Stream) -> Result<(), ModelError> {
+        refuse_other_device(stream, self.device)?;
+        let handle = stream.handle()?;
+        // What runs on the stream before must be done with the buffers.
+        self.wait();
+        // SAFETY: libtorch's streams are of the primary context and live until the process ends.
+        unsafe { self.use_stream((!handle.is_null()).then_some(handle)) };
+        Ok(())
+    }
+
+    fn capturable(&self) -> bool {
+        // Kernel by kernel on libtorch's stream; a recording of its own cannot be part of another capture.
+        self.foreign.is_some()
     }
 
     fn condition(

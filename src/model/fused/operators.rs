@@ -5,7 +5,12 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::super::ModelError;
+use super::super::{
+    ModelError,
+    cuda::Stream,
+    layers::{LayerNorm, Linear, RmsNorm},
+    operators::BackboneOperators,
+};
 use crate::cuda::{
     Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, Queue, RotaryArguments,
     SwigluArguments,
@@ -25,13 +30,7 @@ impl Operators {
     /// # Errors
     /// A device that is no GPU, no NVRTC.
     pub fn new(device: Device) -> Result<Self, ModelError> {
-        let Device::Cuda(ordinal) = device else {
-            return Err(ModelError::Device {
-                requested: format!("{device:?}"),
-                reason: "the fused kernels run on NVIDIA GPUs only".to_owned(),
-            });
-        };
-        let gpu = Gpu::open(ordinal)?;
+        let gpu = Gpu::open(super::ordinal(device)?)?;
         // SAFETY: null is the default stream, which always is.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
         Ok(Self { kernels: Kernels::new(&gpu)?, queue: Queue::new(stream, false), gpu, device })
@@ -133,7 +132,7 @@ impl Operators {
 
     /// RMSNorm of each head and rotation: `x` (B, S, ≥ heads · width), the heads in its first columns, tables (S, width) →
     /// (B, heads, S, width).
-    pub fn norm_rotary(
+    pub fn rotated(
         &self,
         x: &Tensor,
         heads: i64,
@@ -191,7 +190,7 @@ impl Operators {
     }
 
     /// silu(gate) · up of rows that hold both, gate first: (…, 2·width) → (…, width).
-    pub fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
+    pub fn gated(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
         self.check("input of a gate", joined, None)?;
         let mut size = joined.size();
         let columns = size.last().copied().unwrap_or(0);
@@ -238,6 +237,59 @@ impl Operators {
         // SAFETY: as in `norm`.
         unsafe { self.kernels.bias_activation(&self.queue, &arguments)? };
         Ok(out)
+    }
+}
+
+impl BackboneOperators for Operators {
+    fn identity(&self) -> String {
+        "fused operators".to_owned()
+    }
+
+    fn queue_on(&mut self, stream: &Stream) -> Result<(), ModelError> {
+        super::refuse_other_device(stream, self.device)?;
+        // SAFETY: libtorch's streams are of the primary context and live until the process ends.
+        unsafe { self.use_stream(stream.handle()?) };
+        Ok(())
+    }
+
+    fn layer_norm(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        norm: &LayerNorm,
+    ) -> Result<Tensor, ModelError> {
+        let (weight, bias, eps) = norm.parameters();
+        self.norm(x, addend, weight, Some(bias), eps)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        norm: &RmsNorm,
+    ) -> Result<Tensor, ModelError> {
+        let (weight, eps) = norm.parameters();
+        self.norm(x, addend, weight, None, eps)
+    }
+
+    fn norm_rotary(
+        &self,
+        x: &Tensor,
+        heads: i64,
+        norm: &RmsNorm,
+        tables: (&Tensor, &Tensor),
+    ) -> Result<Tensor, ModelError> {
+        let (weight, eps) = norm.parameters();
+        self.rotated(x, heads, weight, tables, eps)
+    }
+
+    fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
+        self.gated(joined)
+    }
+
+    fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
+        let product = x.f_matmul(&linear.weight().f_transpose(0, 1)?)?;
+        self.bias_activation(&product, linear.bias(), Activation::GeluTanh)
     }
 }
 

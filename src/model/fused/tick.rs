@@ -280,6 +280,27 @@ impl Tick {
         })
     }
 
+    /// All that the kernels work on.
+    pub fn memory(&self) -> impl Iterator<Item = &Tensor> {
+        let cross = self.text.iter().chain(&self.image);
+        let cross = cross.flat_map(|cross| std::iter::once(&cross.all).chain(&cross.lengths));
+        let own = [
+            &self.states,
+            &self.noise,
+            &self.actions,
+            &self.velocity,
+            &self.rounded,
+            &self.embedded,
+            &self.residual,
+            &self.normed,
+            &self.attended,
+            &self.hidden,
+            &self.decoded,
+            &self.parts,
+        ];
+        cross.chain(own)
+    }
+
     /// Projects a tick's context into keys and values.
     pub fn condition(
         &mut self,
