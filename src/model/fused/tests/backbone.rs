@@ -40,7 +40,7 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
                 assert!(worst < ONE_ROUNDING, "LayerNorm {rows} x {width}: {worst}");
             }
             let gate = bf16(&[1, rows, 2 * width], 5);
-            let found = operators.swiglu(&gate).unwrap();
+            let found = operators.gated(&gate).unwrap();
             let expected = gate.narrow(2, 0, width).silu() * gate.narrow(2, width, width);
             assert!(distance(&found, &expected) <= 4.0 * HALF_ULP, "SwiGLU {rows} x {width}");
             for (activation, name) in [(Activation::GeluTanh, "tanh"), (Activation::GeluErf, "none")] {
@@ -59,7 +59,7 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
             let x = bf16(&[samples, tokens, heads * width + 256], 6);
             let (weight, cos, sin) =
                 (bf16(&[width], 7), bf16(&[tokens, width], 8), bf16(&[tokens, width], 9));
-            let found = operators.norm_rotary(&x, heads, &weight, (&cos, &sin), 1e-6).unwrap();
+            let found = operators.rotated(&x, heads, &weight, (&cos, &sin), 1e-6).unwrap();
             let split = x.narrow(2, 0, heads * width).reshape([samples, tokens, heads, width]);
             let normed = RmsNorm::new(weight, 1e-6).forward(&split).unwrap().transpose(1, 2);
             let half = width / 2;
