@@ -48,7 +48,7 @@ enum How {
 }
 
 /// All switches.
-pub const SWITCHES: [Switch; 8] = [
+pub const SWITCHES: [Switch; 9] = [
     Switch { name: "all cameras in one batch", part: "vision", how: How::Plain(batched_cameras) },
     Switch { name: "prompt layout kept", part: "vision and language", how: How::Plain(kept_layout) },
     Switch { name: "cross K/V once per tick", part: "denoising", how: How::Plain(cross_keys) },
@@ -64,6 +64,7 @@ pub const SWITCHES: [Switch; 8] = [
         part: "network",
         how: How::Captured(joined_products),
     },
+    Switch { name: "prompt before the images kept", part: "network", how: How::Captured(prefix_reuse) },
     Switch {
         name: "fused kernels",
         part: "network",
@@ -203,6 +204,12 @@ fn one_graph(network: &mut Network, on: bool) -> Result<(), ModelError> {
 /// Products of the backbone that read the same input as one, with libtorch's operators between them.
 fn joined_products(network: &mut Network, on: bool) -> Result<(), ModelError> {
     network.set_operators(if on { Some(Box::new(PlainOperators)) } else { None })
+}
+
+/// What stands before the first image computed once per instruction, or in each tick; both with joined products.
+fn prefix_reuse(network: &mut Network, on: bool) -> Result<(), ModelError> {
+    network.set_prefix_reuse(on);
+    network.set_operators(Some(Box::new(PlainOperators)))
 }
 
 /// The vision tower over all images at once, or over one after the other.

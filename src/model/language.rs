@@ -89,10 +89,45 @@ impl SequenceContext {
         })
     }
 
+    /// The same of the first `count` tokens alone, on the same memory.
+    ///
+    /// # Errors
+    /// There are fewer.
+    pub fn first(&self, count: i64) -> Result<Self, ModelError> {
+        let rows = |mask: &Tensor| mask.f_narrow(2, 0, count)?.f_narrow(3, 0, count);
+        Ok(Self {
+            cos: self.cos.f_narrow(0, 0, count)?,
+            sin: self.sin.f_narrow(0, 0, count)?,
+            mask: self.mask.as_ref().map(rows).transpose()?,
+            keep: self.keep.as_ref().map(|keep| keep.f_narrow(1, 0, count)).transpose()?,
+        })
+    }
+
     /// Rotary tables (cos, sin), each (S, width).
     pub fn rotary(&self) -> (&Tensor, &Tensor) {
         (&self.cos, &self.sin)
     }
+}
+
+/// Memory in which queries, keys and values of a prompt stand together though they are computed apart: those of its first
+/// tokens once, those of the others in each tick.
+///
+/// They stand as they leave their product, before norm and rotation. So the attention is that of the whole prompt, square
+/// and causal as ever, the one form of it that libtorch's fast kernels take; the first tokens' queries, which nobody asks
+/// again, cost next to nothing there.
+#[derive(Clone, Copy)]
+pub struct Projections<'a> {
+    /// One tensor per layer, (B, S, query, key and value columns).
+    pub layers: &'a [Tensor],
+    /// Tokens whose rows are there already; with 0 the rows that come are the first ones, and attend each other alone.
+    pub known: i64,
+}
+
+/// [`Projections`] of one layer.
+#[derive(Clone, Copy)]
+struct Projection<'a> {
+    all: &'a Tensor,
+    known: i64,
 }
 
 /// One Qwen3 decoder layer.
@@ -144,6 +179,11 @@ impl LanguageLayer {
             kv_heads: config.num_key_value_heads as i64,
             head_dim: config.head_dim as i64,
         })
+    }
+
+    /// Columns of query, key and value together.
+    pub fn projected(&self) -> i64 {
+        self.joined.outputs()
     }
 
     /// The norm before the attention, (B, S, D).
@@ -210,15 +250,31 @@ impl LanguageLayer {
 
     /// The layer with one product for query, key and value and one for gate and up, on the residual stream `x` (B, S, D),
     /// which first takes up `addend`. Returns what the stream is to take up next.
+    ///
+    /// With `kept` rows before those of `x`, S are the rows of `x` alone, while `context` is that of all.
     fn forward_joined(
         &self,
         x: &mut Tensor,
         addend: Option<&Tensor>,
         context: &SequenceContext,
         operators: &dyn BackboneOperators,
+        kept: Option<Projection>,
     ) -> Result<Tensor, ModelError> {
         let normed = operators.rms_norm(x, addend, &self.input_norm)?;
-        let all = self.joined.forward(&normed)?;
+        let rows = normed.size().get(1).copied().unwrap_or(0);
+        let known = kept.map_or(0, |kept| kept.known);
+        let all = match kept {
+            None => self.joined.forward(&normed)?,
+            Some(Projection { all, known: 0 }) => {
+                let first = self.joined.forward(&normed)?;
+                all.f_narrow(1, 0, rows)?.f_copy_(&first)?;
+                first
+            }
+            Some(Projection { all, known }) => {
+                self.joined.forward_into(&normed, &mut all.f_narrow(1, known, rows)?)?;
+                all.shallow_clone()
+            }
+        };
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let tables = (&context.cos, &context.sin);
         let q =
@@ -230,6 +286,9 @@ impl LanguageLayer {
         let mut merged = merge_heads(&attended)?;
         if let Some(keep) = &context.keep {
             merged = merged.f_mul(keep)?;
+        }
+        if known > 0 {
+            merged = merged.f_narrow(1, known, rows)?;
         }
         let attended = self.out.forward(&merged)?;
         let normed = operators.rms_norm(x, Some(&attended), &self.post_norm)?;
@@ -298,16 +357,33 @@ impl LanguageModel {
         Ok(self.norm.forward(x)?)
     }
 
+    /// Width of embeddings and features.
+    pub fn width(&self) -> i64 {
+        self.embeddings.size().last().copied().unwrap_or(0)
+    }
+
+    /// The type it computes in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// What all layers share for prompts of this layout.
     pub fn context(&self, layout: &TokenLayout) -> Result<SequenceContext, ModelError> {
         SequenceContext::new(&self.frequencies, layout, self.kind)
+    }
+
+    /// Embeddings of token ids (B, S) as words: (B, S, D).
+    pub fn words(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
+        let mut size = ids.size();
+        size.push(self.embeddings.size()[1]);
+        Ok(self.embeddings.f_index_select(0, &ids.f_reshape([-1])?)?.f_reshape(size)?)
     }
 
     /// Token embeddings with the image tokens' rows replaced by `images` (all images in order, flat): (B, S, D).
     pub fn embed(&self, layout: &TokenLayout, images: &Tensor) -> Result<Tensor, ModelError> {
         let (batch, s) = (layout.batch(), layout.seq_len());
         let width = self.embeddings.size()[1];
-        let mut rows = self.embeddings.f_index_select(0, &layout.input_ids.f_reshape([-1])?)?;
+        let mut rows = self.words(&layout.input_ids)?.f_reshape([-1, width])?;
         let images = images.f_reshape([-1, width])?;
         let expected = layout.image.index().size()[0];
         if layout.image.mask.is_some() || images.size()[0] != expected {
@@ -328,13 +404,31 @@ impl LanguageModel {
     /// libtorch or the operators refuse.
     pub fn forward_joined(
         &self,
-        mut embeddings: Tensor,
+        embeddings: Tensor,
         context: &SequenceContext,
         operators: &dyn BackboneOperators,
     ) -> Result<Tensor, ModelError> {
+        self.forward_kept(embeddings, context, operators, None)
+    }
+
+    /// [`forward_joined`](Self::forward_joined) of a part of the prompt: (B, R, D) → (B, R, D).
+    ///
+    /// `context` is that of the known tokens and of those that come, together.
+    ///
+    /// # Errors
+    /// libtorch or the operators refuse.
+    pub fn forward_kept(
+        &self,
+        mut embeddings: Tensor,
+        context: &SequenceContext,
+        operators: &dyn BackboneOperators,
+        kept: Option<Projections>,
+    ) -> Result<Tensor, ModelError> {
         let mut addend = None;
-        for layer in &self.layers {
-            addend = Some(layer.forward_joined(&mut embeddings, addend.as_ref(), context, operators)?);
+        for (number, layer) in self.layers.iter().enumerate() {
+            let kept = kept.map(|kept| Projection { all: &kept.layers[number], known: kept.known });
+            addend =
+                Some(layer.forward_joined(&mut embeddings, addend.as_ref(), context, operators, kept)?);
         }
         operators.rms_norm(&mut embeddings, addend.as_ref(), &self.norm)
     }

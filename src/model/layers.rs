@@ -139,6 +139,21 @@ impl Linear {
         x.f_linear(&self.weight, self.bias.as_ref())
     }
 
+    /// [`forward`](Self::forward) of (B, R, in), written to `out` (B, R, out), which may be rows out of the middle of a tensor.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn forward_into(&self, x: &Tensor, out: &mut Tensor) -> Result<(), TchError> {
+        if self.bias.is_none() && out.is_contiguous() {
+            // The product itself writes there: on a GPU a copy less to be launched.
+            let (outputs, inputs) = self.weight.size2()?;
+            let rows = out.f_view([-1, outputs])?;
+            drop(x.f_reshape([-1, inputs])?.f_mm_out(&rows, &self.weight.f_transpose(0, 1)?)?);
+            return Ok(());
+        }
+        out.f_copy_(&self.forward(x)?)
+    }
+
     /// (out, in).
     pub fn weight(&self) -> &Tensor {
         &self.weight
@@ -204,6 +219,19 @@ impl JoinedLinear {
     /// (…, in) → (…, sum of all out), side by side in their order.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         self.all.forward(x)
+    }
+
+    /// See [`Linear::forward_into`].
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn forward_into(&self, x: &Tensor, out: &mut Tensor) -> Result<(), TchError> {
+        self.all.forward_into(x, out)
+    }
+
+    /// Columns of [`forward`](Self::forward)'s result.
+    pub fn outputs(&self) -> i64 {
+        self.all.weight.size().first().copied().unwrap_or(0)
     }
 }
 

@@ -51,6 +51,7 @@ pub struct Network {
     /// Whether what was loaded are the parts of `graph-fused`; and why not, where `auto` did without.
     fused: bool,
     without: Option<String>,
+    prefix_reuse: bool,
     backbone: Backbone,
     head: ActionHead,
     default_steps: usize,
@@ -130,6 +131,7 @@ impl Network {
             fused: operators.is_some(),
             without,
             operators,
+            prefix_reuse: false,
             backbone,
             head,
             default_steps,
@@ -214,6 +216,15 @@ impl Network {
         self.choose_stream()
     }
 
+    /// Whether ticks that are not eager compute the prompt before its first image only when it changes, see
+    /// [`TickRunner::set_prefix_reuse`]. What was captured before is let go.
+    pub fn set_prefix_reuse(&mut self, reuse: bool) {
+        self.prefix_reuse = reuse;
+        if let Some(runner) = &mut self.runner {
+            runner.set_prefix_reuse(reuse);
+        }
+    }
+
     /// Tells everybody who queues work without libtorch on which stream it runs.
     fn choose_stream(&mut self) -> Result<(), ModelError> {
         let stream = match (self.runner.as_ref().and_then(TickRunner::stream), self.device) {
@@ -230,7 +241,9 @@ impl Network {
         match self.device {
             Device::Cuda(device) => {
                 let stream = self.stream.map_or_else(|| Stream::take(device), Ok)?;
-                Ok(TickRunner::capturing(*self.stream.insert(stream), split))
+                let mut runner = TickRunner::capturing(*self.stream.insert(stream), split);
+                runner.set_prefix_reuse(self.prefix_reuse);
+                Ok(runner)
             }
             device => Err(ModelError::Device {
                 requested: format!("{device:?}"),

@@ -1,6 +1,6 @@
 //! Which tokens of the prompt are images, text and padding; made once per prompt and kept while it is unchanged.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
@@ -98,6 +98,7 @@ pub struct TokenLayout {
     pub text: TokenGroup,
     /// True where a token is real, shape (B, S); absent where there is no padding.
     pub padding: Option<Tensor>,
+    prefix: usize,
 }
 
 impl TokenLayout {
@@ -134,6 +135,7 @@ impl TokenLayout {
                 });
             }
         }
+        let prefix = image.iter().filter_map(|row| row.first()).min().map_or(0, |&first| first as usize);
         let shape = [batch as i64, seq_len as i64];
         let flat: Vec<i64> = ids.iter().copied().collect();
         let padding = if valid.iter().all(|&v| v) {
@@ -149,6 +151,7 @@ impl TokenLayout {
             image: TokenGroup::new(&image, seq_len, device)?,
             text: TokenGroup::new(&text, seq_len, device)?,
             padding,
+            prefix,
         })
     }
 
@@ -180,6 +183,7 @@ impl TokenLayout {
         }
         self.ids.clone_from(&other.ids);
         self.valid.clone_from(&other.valid);
+        self.prefix = other.prefix;
         Ok(())
     }
 
@@ -195,12 +199,23 @@ impl TokenLayout {
             image: self.image.deep_copy()?,
             text: self.text.deep_copy()?,
             padding: self.padding.as_ref().map(duplicate).transpose()?,
+            prefix: self.prefix,
         })
     }
 
     /// Whether this is the layout of these prompts.
     pub fn matches(&self, ids: ArrayView2<i64>, valid: ArrayView2<bool>) -> bool {
         self.ids == ids && self.valid == valid
+    }
+
+    /// Tokens before the first image token of any prompt of the batch, padding included: no image can be seen from them.
+    pub fn prefix(&self) -> usize {
+        self.prefix
+    }
+
+    /// Ids and validity of the [`prefix`](Self::prefix), (B, prefix).
+    pub fn prefix_tokens(&self) -> (ArrayView2<'_, i64>, ArrayView2<'_, bool>) {
+        (self.ids.slice(s![.., ..self.prefix]), self.valid.slice(s![.., ..self.prefix]))
     }
 
     /// Prompts in the batch.

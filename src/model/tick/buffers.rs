@@ -10,11 +10,13 @@ use super::{
         cuda::{Pinned, Stream},
         language::SequenceContext,
         network::to_array,
+        operators::{BackboneOperators, PlainOperators},
         probe::Probe,
         tokens::TokenLayout,
         velocity::Retained,
     },
     Parts, Stage, TickInputs,
+    prefix::Prefix,
 };
 use crate::processor::ModelInputs;
 
@@ -60,19 +62,23 @@ pub struct TickShape {
     prompt: Vec<i64>,
     state: Vec<i64>,
     noise: Vec<i64>,
+    /// Tokens before the first image whose computation is kept; 0: none is.
+    prefix: usize,
     guided: bool,
     steps: usize,
 }
 
 impl TickShape {
-    /// The shape of a tick with this prompt and number of denoising steps.
-    pub fn new(inputs: &TickInputs, prompt: &Prompt, steps: usize) -> Self {
+    /// The shape of a tick with this prompt and number of denoising steps, which computes the prompt before its first image
+    /// anew or, with `reuse_prefix`, only when it changes.
+    pub fn new(inputs: &TickInputs, prompt: &Prompt, steps: usize, reuse_prefix: bool) -> Self {
         let extents = |shape: &[usize]| shape.iter().map(|&n| n as i64).collect();
         Self {
             frames: extents(inputs.model.images.shape()),
             prompt: prompt.layout.shape(),
             state: extents(inputs.model.state.shape()),
             noise: extents(inputs.noise.shape()),
+            prefix: if reuse_prefix { prompt.layout.prefix() } else { 0 },
             guided: inputs.guidance.is_some(),
             steps,
         }
@@ -110,6 +116,8 @@ pub struct StaticTick {
     shape: TickShape,
     frames: Input,
     prompt: Prompt,
+    /// What is kept of the prompt before its first image.
+    prefix: Option<Prefix>,
     state: Input,
     noise: Input,
     /// Target and weights, (horizon, action dim).
@@ -125,7 +133,7 @@ impl StaticTick {
     ///
     /// # Errors
     /// There is no memory.
-    pub fn new(shape: TickShape, prompt: &Prompt) -> Result<Self, ModelError> {
+    pub fn new(shape: TickShape, prompt: &Prompt, parts: &Parts) -> Result<Self, ModelError> {
         let device = prompt.layout.input_ids.device();
         let guidance = if shape.guided {
             let table = || Input::new(shape.noise.get(1..).unwrap_or(&[]), Kind::Float, device);
@@ -135,6 +143,10 @@ impl StaticTick {
         };
         Ok(Self {
             guidance,
+            prefix: match shape.prefix {
+                0 => None,
+                _ => Prefix::new(parts.backbone.language(), &prompt.layout)?,
+            },
             frames: Input::new(&shape.frames, Kind::Uint8, device)?,
             prompt: prompt.deep_copy()?,
             state: Input::new(&shape.state, Kind::Float, device)?,
@@ -181,6 +193,48 @@ impl StaticTick {
         Ok(())
     }
 
+    /// Whether the prompt before its first image is computed only when it changes.
+    pub fn keeps_prefix(&self) -> bool {
+        self.prefix.is_some()
+    }
+
+    /// Whether what is kept of the prompt is not that of the inputs in place: it must be computed before the stages run.
+    pub fn prefix_is_due(&self) -> bool {
+        self.prefix.as_ref().is_some_and(|prefix| !prefix.is_of(&self.prompt.layout))
+    }
+
+    /// Queues the computation of what is kept of the prompt; none where nothing is. It can be captured, as stages can.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn run_prefix(&mut self, parts: &Parts) -> Result<(), ModelError> {
+        let Some(prefix) = &mut self.prefix else { return Ok(()) };
+        let Prompt { layout, context } = &self.prompt;
+        prefix.compute(parts.backbone.language(), layout, context, joined_operators(parts))
+    }
+
+    /// Runs `queue`, which queues the computation of what is kept of the prompt in place, if it is due.
+    ///
+    /// # Errors
+    /// Those of `queue`; then it stays due.
+    pub fn refresh_prefix(
+        &mut self,
+        queue: impl FnOnce(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        if !self.prefix_is_due() {
+            return Ok(());
+        }
+        // What is half overwritten is nobody's.
+        if let Some(prefix) = &mut self.prefix {
+            prefix.set_tokens(None);
+        }
+        queue(self)?;
+        if let Some(prefix) = &mut self.prefix {
+            prefix.set_tokens(Some(&self.prompt.layout));
+        }
+        Ok(())
+    }
+
     /// Queues a stage. Nothing in here waits for the device or reads the host's memory, so that it can be captured.
     ///
     /// # Errors
@@ -200,9 +254,12 @@ impl StaticTick {
                 let language = parts.backbone.language();
                 let embeddings = language.embed(&self.prompt.layout, images)?;
                 let context = &self.prompt.context;
-                self.features = Some(match parts.operators {
-                    Some(operators) => language.forward_joined(embeddings, context, operators)?,
-                    None => language.forward(&embeddings, context, off)?,
+                self.features = Some(match (&self.prefix, parts.operators) {
+                    (Some(prefix), _) => {
+                        prefix.complete(language, &embeddings, context, joined_operators(parts))?
+                    }
+                    (None, Some(operators)) => language.forward_joined(embeddings, context, operators)?,
+                    (None, None) => language.forward(&embeddings, context, off)?,
                 });
             }
             Stage::ActionHead => {
@@ -259,6 +316,11 @@ impl StaticTick {
         }
         Ok(retained)
     }
+}
+
+/// Operators for the language model where a part of the prompt is kept, which is done with joined products in any case.
+fn joined_operators<'a>(parts: &Parts<'a>) -> &'a dyn BackboneOperators {
+    parts.operators.unwrap_or(&PlainOperators)
 }
 
 /// What a stage left.

@@ -35,7 +35,9 @@ struct Segment {
 
 /// A tick whose stages are queued as graphs.
 pub struct CapturedTick {
-    /// First, so that the graphs are dropped before what they work on.
+    /// First, so that the graphs are dropped before what they work on. What is kept of the prompt has a graph of its own,
+    /// queued before the segments where the prompt has changed.
+    prefix: Option<CapturedGraph>,
     segments: Vec<Segment>,
     begun: Event,
     output: Pinned,
@@ -60,6 +62,12 @@ impl CapturedTick {
         stream.wait()?;
         tick.forget();
         let pool = Pool::new()?;
+        // Graphs of one pool must be queued in the order in which they were captured, and any may be left out.
+        let prefix = if tick.keeps_prefix() {
+            Some(CapturedGraph::capture(&pool, || tick.run_prefix(parts))?.0)
+        } else {
+            None
+        };
         let mut segments = Vec::new();
         for (stages, captured) in plan(split, parts.head.engine().capturable()) {
             let mut queue = || stages.iter().try_for_each(|&stage| tick.run(stage, parts));
@@ -74,7 +82,7 @@ impl CapturedTick {
         let retained = tick.retained(parts)?;
         let actions = tick.actions()?;
         let output = Pinned::new(actions.numel() * size_of::<f32>())?;
-        Ok(Self { segments, begun: Event::new()?, output, stream, tick, _retained: retained })
+        Ok(Self { prefix, segments, begun: Event::new()?, output, stream, tick, _retained: retained })
     }
 
     /// The tick.
@@ -82,7 +90,7 @@ impl CapturedTick {
         &self.tick
     }
 
-    /// Nodes of all graphs together.
+    /// Nodes of all graphs of the stages together.
     pub fn nodes(&self) -> usize {
         self.segments.iter().flat_map(|segment| &segment.graph).map(CapturedGraph::nodes).sum()
     }
@@ -118,6 +126,8 @@ impl CapturedTick {
     fn queue(&mut self, inputs: &TickInputs, prompt: &Prompt, parts: &mut Parts) -> Result<(), ModelError> {
         self.begun.record(&self.stream)?;
         self.tick.fill(inputs, prompt, Some(&self.stream))?;
+        let prefix = &self.prefix;
+        self.tick.refresh_prefix(|_| prefix.as_ref().map_or(Ok(()), CapturedGraph::replay))?;
         let last = self.segments.len().saturating_sub(1);
         for (number, segment) in self.segments.iter().enumerate() {
             match &segment.graph {
@@ -132,7 +142,7 @@ impl CapturedTick {
         Ok(())
     }
 
-    /// When the device came to the end of each stage.
+    /// When the device came to the end of each stage. What is computed once per prompt counts as part of the first one.
     fn times(&self) -> Result<StageTimes, ModelError> {
         let mut times = StageTimes::default();
         let mut before = &self.begun;

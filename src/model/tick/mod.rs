@@ -3,6 +3,7 @@
 //! | file | part |
 //! |---|---|
 //! | [`buffers`] | inputs at fixed addresses, the three stages over them, the result |
+//! | [`prefix`] | what stays of the prompt before its first image |
 //! | [`captured`] | the stages of one shape as graphs |
 //! | [`runner`] | the graphs of the shapes last seen |
 //!
@@ -12,6 +13,7 @@
 
 pub mod buffers;
 pub mod captured;
+pub mod prefix;
 pub mod runner;
 
 use ndarray::ArrayView3;
