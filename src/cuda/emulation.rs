@@ -162,6 +162,9 @@ struct Run {
     state: *mut c_void,
 }
 
+// SAFETY: memory of the library, which is entered by one thread at a time, whichever it is.
+unsafe impl Send for Run {}
+
 impl Run {
     fn end(self) -> Result<(), CudaError> {
         let mut message = [0 as c_char; 512];

@@ -246,7 +246,7 @@ impl Processor {
         for observation in observations {
             frames.extend(self.frames(observation)?);
         }
-        let images = self.resize(&frames)?;
+        let images = self.images(&frames)?;
         let (count, height, width, _) = images.dim();
         let per_sample = count / observations.len().max(1);
         let tokens = vec![image_tokens(width as u32, height as u32); per_sample];
@@ -264,14 +264,22 @@ impl Processor {
         let ids: Vec<&[i64]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
         let padded = left_pad(&ids);
         let states: Vec<_> = states.iter().map(|state| state.view()).collect();
-        // All states have the one shape that the processor gives, and there is at least one: `resize` refused none.
+        // All states have the one shape that the processor gives, and there is at least one: `images` refused none.
         let state = concatenate(Axis(0), &states).map_err(|_| ProcessorError::Empty)?;
         let attention_mask = padded.attention_mask.mapv(|v| v == 1);
         Ok(ModelInputs { images, input_ids: padded.input_ids, attention_mask, state })
     }
 
-    /// The frames of one observation in the order of the network, with their cameras.
-    fn frames<'a>(
+    /// What turns frames into images.
+    pub fn image_transform(&self) -> &ImageTransform {
+        &self.image
+    }
+
+    /// The frames of one observation in the order of the network, with their cameras: time by time, within it camera by camera.
+    ///
+    /// # Errors
+    /// A camera is absent or has the wrong number of frames.
+    pub fn frames<'a>(
         &'a self,
         observation: &'a Observation,
     ) -> Result<Vec<(&'a str, &'a RgbImage)>, ProcessorError> {
@@ -293,7 +301,11 @@ impl Processor {
             .collect())
     }
 
-    fn resize(&self, frames: &[(&str, &RgbImage)]) -> Result<Array4<u8>, ProcessorError> {
+    /// Frames with their cameras to images (frames, height, width, 3).
+    ///
+    /// # Errors
+    /// A frame that cannot be resized, frames that differ in size afterwards, or none.
+    pub fn images(&self, frames: &[(&str, &RgbImage)]) -> Result<Array4<u8>, ProcessorError> {
         let fail = |camera: &str, error| ProcessorError::Image { camera: camera.to_owned(), error };
         let Some((first, first_frame)) = frames.first() else { return Err(ProcessorError::Empty) };
         let size_of = |camera: &str, frame: &RgbImage| {
