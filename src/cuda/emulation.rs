@@ -162,7 +162,7 @@ struct Run {
     state: *mut c_void,
 }
 
-// SAFETY: memory of the library, which is entered by one thread at a time, whichever it is.
+// SAFETY: the state is bound to no thread: the fibers' stacks are its own, and only who holds the library's lock runs them.
 unsafe impl Send for Run {}
 
 impl Run {

@@ -71,29 +71,7 @@ impl Operators {
         })
     }
 
-    /// RMSNorm over the last axis of `x`; with an addend, x += addend comes first, in place.
-    pub fn rms_norm(
-        &self,
-        x: &mut Tensor,
-        addend: Option<&Tensor>,
-        weight: &Tensor,
-        eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        self.norm(x, addend, weight, None, eps)
-    }
-
-    /// LayerNorm over the last axis of `x`; with an addend, x += addend comes first, in place.
-    pub fn layer_norm(
-        &self,
-        x: &mut Tensor,
-        addend: Option<&Tensor>,
-        weight: &Tensor,
-        bias: &Tensor,
-        eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        self.norm(x, addend, weight, Some(bias), eps)
-    }
-
+    /// RMSNorm, or with a bias LayerNorm, over the last axis of `x`; with an addend, x += addend comes first, in place.
     fn norm(
         &self,
         x: &mut Tensor,
@@ -127,89 +105,6 @@ impl Operators {
         // SAFETY: here and below, the tensors' kinds, sizes and device were checked; libtorch frees memory in the order of
         // the stream that this is queued on.
         unsafe { self.kernels.backbone_norm(&self.queue, rows, &arguments)? };
-        Ok(out)
-    }
-
-    /// RMSNorm of each head and rotation: `x` (B, S, ≥ heads · width), the heads in its first columns, tables (S, width) →
-    /// (B, heads, S, width).
-    pub fn rotated(
-        &self,
-        x: &Tensor,
-        heads: i64,
-        weight: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
-        eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        let width = weight.size().last().copied().unwrap_or(0);
-        let size = x.size();
-        let [samples, tokens, columns] = size[..] else {
-            return Err(ModelError::Input {
-                what: "input of a rotation",
-                expected: "three axes".to_owned(),
-                found: format!("{size:?}"),
-            });
-        };
-        for (what, tensor) in [("weight of a rotation", weight), ("cos", cos), ("sin", sin)] {
-            self.check(what, tensor, Some(width))?;
-        }
-        let strides = x.stride();
-        let fits = x.f_kind()? == Kind::BFloat16
-            && x.device() == self.device
-            && columns >= heads * width
-            && strides[2] == 1
-            && strides[0] == tokens * strides[1]
-            && cos.size() == [tokens, width]
-            && sin.size() == [tokens, width];
-        if !fits {
-            return Err(ModelError::Input {
-                what: "input of a rotation",
-                expected: format!(
-                    "bf16 rows of {heads} heads of {width} on {:?}, tables of as many rows",
-                    self.device
-                ),
-                found: format!("{size:?} by {strides:?}, tables {:?} and {:?}", cos.size(), sin.size()),
-            });
-        }
-        let out = Tensor::f_empty([samples, heads, tokens, width], (Kind::BFloat16, self.device))?;
-        let arguments = RotaryArguments {
-            input: x.data_ptr() as u64,
-            weight: weight.data_ptr() as u64,
-            cos: cos.data_ptr() as u64,
-            sin: sin.data_ptr() as u64,
-            out: out.data_ptr() as u64,
-            stride: strides[1],
-            rows: (samples * tokens) as i32,
-            tokens: tokens as i32,
-            heads: heads as i32,
-            width: width as i32,
-            eps: eps as f32,
-        };
-        // SAFETY: as in `norm`.
-        unsafe { self.kernels.norm_rotary(&self.queue, &arguments)? };
-        Ok(out)
-    }
-
-    /// silu(gate) · up of rows that hold both, gate first: (…, 2·width) → (…, width).
-    pub fn gated(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
-        self.check("input of a gate", joined, None)?;
-        let mut size = joined.size();
-        let columns = size.last().copied().unwrap_or(0);
-        let width = columns / 2;
-        if let Some(last) = size.last_mut() {
-            *last = width;
-        }
-        let out = Tensor::f_empty(size, (Kind::BFloat16, self.device))?;
-        let gate = joined.data_ptr() as u64;
-        let arguments = SwigluArguments {
-            gate,
-            up: gate + 2 * width as u64,
-            out: out.data_ptr() as u64,
-            count: out.numel() as i64,
-            stride: columns,
-            columns: width as i32,
-        };
-        // SAFETY: as in `norm`.
-        unsafe { self.kernels.swiglu(&self.queue, &arguments)? };
         Ok(out)
     }
 
@@ -277,14 +172,79 @@ impl BackboneOperators for Operators {
         x: &Tensor,
         heads: i64,
         norm: &RmsNorm,
-        tables: (&Tensor, &Tensor),
+        (cos, sin): (&Tensor, &Tensor),
     ) -> Result<Tensor, ModelError> {
         let (weight, eps) = norm.parameters();
-        self.rotated(x, heads, weight, tables, eps)
+        let width = weight.size().last().copied().unwrap_or(0);
+        let size = x.size();
+        let [samples, tokens, columns] = size[..] else {
+            return Err(ModelError::Input {
+                what: "input of a rotation",
+                expected: "three axes".to_owned(),
+                found: format!("{size:?}"),
+            });
+        };
+        for (what, tensor) in [("weight of a rotation", weight), ("cos", cos), ("sin", sin)] {
+            self.check(what, tensor, Some(width))?;
+        }
+        let strides = x.stride();
+        let fits = x.f_kind()? == Kind::BFloat16
+            && x.device() == self.device
+            && columns >= heads * width
+            && strides[2] == 1
+            && strides[0] == tokens * strides[1]
+            && cos.size() == [tokens, width]
+            && sin.size() == [tokens, width];
+        if !fits {
+            return Err(ModelError::Input {
+                what: "input of a rotation",
+                expected: format!(
+                    "bf16 rows of {heads} heads of {width} on {:?}, tables of as many rows",
+                    self.device
+                ),
+                found: format!("{size:?} by {strides:?}, tables {:?} and {:?}", cos.size(), sin.size()),
+            });
+        }
+        let out = Tensor::f_empty([samples, heads, tokens, width], (Kind::BFloat16, self.device))?;
+        let arguments = RotaryArguments {
+            input: x.data_ptr() as u64,
+            weight: weight.data_ptr() as u64,
+            cos: cos.data_ptr() as u64,
+            sin: sin.data_ptr() as u64,
+            out: out.data_ptr() as u64,
+            stride: strides[1],
+            rows: (samples * tokens) as i32,
+            tokens: tokens as i32,
+            heads: heads as i32,
+            width: width as i32,
+            eps: eps as f32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.kernels.norm_rotary(&self.queue, &arguments)? };
+        Ok(out)
     }
 
     fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
-        self.gated(joined)
+        self.check("input of a gate", joined, None)?;
+        let mut size = joined.size();
+        let columns = size.last().copied().unwrap_or(0);
+        let width = columns / 2;
+        if let Some(last) = size.last_mut() {
+            *last = width;
+        }
+        let out = Tensor::f_empty(size, (Kind::BFloat16, self.device))?;
+        let gate = joined.data_ptr() as u64;
+        let arguments = SwigluArguments {
+            gate,
+            up: gate + 2 * width as u64,
+            out: out.data_ptr() as u64,
+            count: out.numel() as i64,
+            stride: columns,
+            columns: width as i32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.kernels.swiglu(&self.queue, &arguments)? };
+        Ok(out)
     }
 
     fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {

@@ -417,7 +417,7 @@ impl Tick {
             padded: weights.embed.inputs() as i32,
             factor: 1.0 / steps.max(1) as f32,
         };
-        // SAFETY: here and below, tensors of this tick and of the weights, of the sizes that the arguments tell; both are
+        // SAFETY: tensors of this tick and of the weights, of the sizes that the arguments tell; both are
         // kept until the GPU is done (`FusedVelocity` waits before it drops them).
         Ok(unsafe { kernels.euler(queue, &arguments) }?)
     }
@@ -471,7 +471,7 @@ impl Tick {
             parts: address(&self.parts),
         };
         if stages.has(Stage::Embed) {
-            // SAFETY: as in `integrate`, here and below.
+            // SAFETY: as in `integrate`.
             unsafe { gemms.multiply(kernels, queue, &products.embed, &call)? };
         }
         if stages.has(Stage::Token) {
@@ -495,6 +495,7 @@ impl Tick {
             eps: BLOCK_EPS,
         };
         if stages.has(Stage::Start) {
+            // SAFETY: as in `integrate`.
             unsafe { kernels.start_norm(queue, samples, &start)? };
         }
 
@@ -538,6 +539,7 @@ impl Tick {
             }
             let heads = (samples, sizes.heads, sizes.head_width());
             if stages.has(if own { Stage::SelfAttention } else { Stage::CrossAttention }) {
+                // SAFETY: as in `integrate`.
                 unsafe { kernels.attend(queue, &machine.attention, heads, &attention)? };
             }
             if stages.has(Stage::Out) {
@@ -561,6 +563,7 @@ impl Tick {
                 eps: BLOCK_EPS,
             };
             if stages.has(Stage::MiddleNorm) {
+                // SAFETY: as in `integrate`.
                 unsafe { kernels.residual_norm(queue, samples, &norm)? };
             }
             if stages.has(Stage::FeedIn) {
@@ -581,6 +584,7 @@ impl Tick {
                 norm.eps = OUTPUT_EPS;
             }
             if stages.has(Stage::BlockNorm) {
+                // SAFETY: as in `integrate`.
                 unsafe { kernels.residual_norm(queue, samples, &norm)? };
             }
         }

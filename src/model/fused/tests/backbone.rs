@@ -3,8 +3,16 @@
 use tch::{Kind, Tensor};
 
 use super::machine::Machine;
-use super::{HALF_ULP, ONE_ROUNDING, RmsNorm, distance, normal, units};
-use crate::cuda::Activation;
+use super::{HALF_ULP, ONE_ROUNDING, RmsNorm, distance, mean_square, normal, units};
+use crate::{
+    cuda::Activation,
+    model::{
+        layers::LayerNorm,
+        operators::{BackboneOperators as _, PlainOperators},
+        small,
+        trial::{Trial, agree},
+    },
+};
 
 #[test]
 fn the_backbone_s_operators_agree_with_the_plain_ones() {
@@ -21,17 +29,18 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
             let (weight, bias) = (bf16(&[width], 3), bf16(&[width], 4));
             let sum = &x + &y;
             let norm = RmsNorm::new(weight.shallow_clone(), 1e-6);
+            let centred = LayerNorm::new(weight.shallow_clone(), bias.shallow_clone(), 1e-6);
             for addend in [None, Some(&y)] {
                 let input = if addend.is_some() { &sum } else { &x };
                 let mut residual = x.copy();
-                let found = operators.rms_norm(&mut residual, addend, &weight, 1e-6).unwrap();
+                let found = operators.rms_norm(&mut residual, addend, &norm).unwrap();
                 assert_eq!(distance(&residual, input), 0.0, "residual of {rows} x {width}");
                 // The same roundings in the same places; the mean's last f32 digit may tip one of them: a unit of bf16's
                 // last place twice.
                 let worst = distance(&found, &norm.forward(input).unwrap());
                 assert!(worst <= 4.0 * HALF_ULP, "RMSNorm {rows} x {width}: {worst}");
                 let mut residual = x.copy();
-                let found = operators.layer_norm(&mut residual, addend, &weight, &bias, 1e-6).unwrap();
+                let found = operators.layer_norm(&mut residual, addend, &centred).unwrap();
                 assert_eq!(distance(&residual, input), 0.0, "residual of {rows} x {width}");
                 let wide = |x: &Tensor| x.to_kind(Kind::Float);
                 let expected =
@@ -40,7 +49,7 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
                 assert!(worst < ONE_ROUNDING, "LayerNorm {rows} x {width}: {worst}");
             }
             let gate = bf16(&[1, rows, 2 * width], 5);
-            let found = operators.gated(&gate).unwrap();
+            let found = operators.swiglu(&gate).unwrap();
             let expected = gate.narrow(2, 0, width).silu() * gate.narrow(2, width, width);
             assert!(distance(&found, &expected) <= 4.0 * HALF_ULP, "SwiGLU {rows} x {width}");
             for (activation, name) in [(Activation::GeluTanh, "tanh"), (Activation::GeluErf, "none")] {
@@ -59,9 +68,11 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
             let x = bf16(&[samples, tokens, heads * width + 256], 6);
             let (weight, cos, sin) =
                 (bf16(&[width], 7), bf16(&[tokens, width], 8), bf16(&[tokens, width], 9));
-            let found = operators.rotated(&x, heads, &weight, (&cos, &sin), 1e-6).unwrap();
+            let norm = RmsNorm::new(weight, 1e-6);
+            let found =
+                operators.norm_rotary(&x.narrow(2, 0, heads * width), heads, &norm, (&cos, &sin)).unwrap();
             let split = x.narrow(2, 0, heads * width).reshape([samples, tokens, heads, width]);
-            let normed = RmsNorm::new(weight, 1e-6).forward(&split).unwrap().transpose(1, 2);
+            let normed = norm.forward(&split).unwrap().transpose(1, 2);
             let half = width / 2;
             let turned = Tensor::cat(&[-normed.narrow(-1, half, half), normed.narrow(-1, 0, half)], -1);
             let expected = &normed * &cos + &turned * &sin;
@@ -70,4 +81,24 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
             assert!(worst < 16.0 * HALF_ULP, "rotation {samples} x {tokens} x {heads} x {width}: {worst}");
         }
     }
+}
+
+#[test]
+fn the_whole_backbone_on_fused_operators_gives_the_plain_features() {
+    let (model, eagle) = small::configs();
+    let trial = Trial::new(&model, &eagle);
+    let mut network = small::network(Kind::BFloat16);
+    let (features, layout) = trial.features(network.backbone()).unwrap();
+    let exact = trial.features(small::network(Kind::Float).backbone()).unwrap().0;
+    let joined = trial.joined_features(network.backbone(), &layout, &PlainOperators).unwrap();
+    let Some(machine) = Machine::all("the_whole_backbone").into_iter().find(Machine::is_emulated) else {
+        panic!("the emulated GPU is always there")
+    };
+    let operators = machine.operators(0);
+    let fused = trial.joined_features(network.backbone(), &layout, &operators).unwrap();
+    let cosine = agree("fused operators", &fused, &features).unwrap();
+    // As near to f32 as libtorch's own operators are, which round more often.
+    let error = |found: &Tensor| mean_square(found, &exact);
+    assert!(error(&fused) < 1.2 * error(&joined), "{} against {}", error(&fused), error(&joined));
+    assert!(cosine > 0.9999, "{cosine}");
 }
