@@ -219,6 +219,7 @@ fn frame(random: &mut ChaCha8Rng, (width, height): (u32, u32)) -> RgbImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processor::RawInputs;
     use crate::{benchmark::model_sizes::KnownModel, processor::text::IMAGE_TOKEN_ID};
 
     fn chain(case: &Case, seed: u64) -> Chain {
@@ -260,6 +261,26 @@ mod tests {
         }
         // Sets are counted round.
         assert_eq!(inputs(&one, 2).images, inputs(&one, 0).images);
+    }
+
+    #[test]
+    fn raw_inputs_are_the_prepared_ones_whose_pixels_are_still_to_be_made() {
+        for case in Case::standard() {
+            let chain = chain(&Case { batch: 2, ..case }, 5);
+            let prepared = chain.prepare(0).unwrap();
+            let RawInputs { frames, inputs } =
+                chain.processor.prepare_raw(&chain.set(0).unwrap().observations).unwrap();
+            assert_eq!(inputs.input_ids, prepared.input_ids);
+            assert_eq!(inputs.attention_mask, prepared.attention_mask);
+            assert_eq!(inputs.state, prepared.state);
+            let (images, height, width, _) = prepared.images.dim();
+            assert_eq!(inputs.images.dim(), (images, height, width, 0));
+            let made: Vec<u8> = frames
+                .iter()
+                .flat_map(|frame| chain.image_transform().apply(frame).unwrap().into_raw())
+                .collect();
+            assert!(prepared.images.iter().eq(&made));
+        }
     }
 
     #[test]
