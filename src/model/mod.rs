@@ -14,7 +14,7 @@
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
 //! | [`network`] | all of it: model inputs and noise in, normalised action chunk out |
-//! | `preprocess` | frames to images on the GPU (feature `cuda`) |
+//! | [`preprocess`] | where frames become images: on the CPU, or on the GPU |
 //! | `selection`, `trial` | head and operators by execution mode, trusted once they have agreed with the plain ones |
 //! | [`tick`] | the tick in memory that stays, captured as CUDA graphs |
 //! | [`random`] | weights from a seed in place of a checkpoint |
@@ -36,7 +36,6 @@ pub mod layers;
 pub mod network;
 pub mod operators;
 pub mod policy;
-#[cfg(feature = "cuda")]
 pub mod preprocess;
 pub mod probe;
 pub mod random;

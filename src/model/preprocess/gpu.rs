@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
-use super::{ModelError, cuda::Stream};
+use super::super::{ModelError, cuda::Stream};
 use crate::{
     cuda::{
         Gpu, Queue,
@@ -26,7 +26,7 @@ pub struct GpuFrames {
     ordinal: usize,
 }
 
-/// Frames of certain sizes.
+/// Frames of certain sizes. The batch is dropped first, which waits for the GPU.
 struct Kept {
     batch: FrameBatch,
     /// u8 (frames, height, width, 3): where the batch's results go.
@@ -77,7 +77,8 @@ impl GpuFrames {
 
     fn keep(&mut self, sizes: &[(u32, u32)]) -> Result<Kept, ModelError> {
         let shape = self.preprocessor.shape(sizes)?.map(|extent| extent as i64);
-        let images = Tensor::f_zeros(shape, (Kind::Uint8, Device::Cuda(self.ordinal)))?;
+        // Whatever libtorch still does with this memory on another stream is done once the batch is made, which waits for the GPU.
+        let images = Tensor::f_empty(shape, (Kind::Uint8, Device::Cuda(self.ordinal)))?;
         // SAFETY: the tensor is contiguous, has the shape of the results, and is kept beside the batch.
         let batch = unsafe { self.preprocessor.batch_into(sizes, images.data_ptr() as u64) }?;
         Ok(Kept { batch, images })
