@@ -88,6 +88,7 @@ enum Failure {
     Processor(#[from] ProcessorError),
     #[error("{0}")]
     NotHere(&'static str),
+    #[cfg(feature = "cuda")]
     #[error(
         "{wrong} of {all} bytes are not those of the CPU: this is a defect of groot_policy, please report it"
     )]
