@@ -106,7 +106,7 @@ impl Machine {
         bytes
     }
 
-    /// Frames through the kernels, twice on the same memory with others in between, and through the CPU's loops.
+    /// Frames through the kernels and through the CPU's loops.
     fn compare(&self, preprocessor: &mut FramePreprocessor, frames: &[RgbImage]) {
         let transform = preprocessor.transform.clone();
         let sizes: Vec<_> = frames.iter().map(RgbImage::dimensions).collect();
@@ -119,7 +119,7 @@ impl Machine {
         let found = self.results(&batch);
         let wrong = found.iter().zip(&expected).position(|(found, expected)| found != expected);
         if let Some(at) = wrong {
-            panic!("{sizes:?} with {transform:?}: byte {at} is {}, expected {}", found[at], expected[at]);
+            panic!("{sizes:?} to {:?}: byte {at} is {}, expected {}", batch.shape(), found[at], expected[at]);
         }
     }
 }
@@ -274,7 +274,7 @@ fn the_compiler_joins_no_product_with_a_sum_of_floats() {
         let code = nvrtc.compile("preprocess.cu", &source().cuda(), Target::Virtual(capability)).unwrap();
         let text = String::from_utf8_lossy(&code.0);
         assert!(text.contains("mul.rn.f32") && text.contains("add.rn.f32"));
-        assert!(!text.contains("fma.") && !text.contains("mad.f32"), "{text}");
+        assert!(!text.contains("fma.") && !text.contains("mad.f32"), "sm_{major}{minor}");
         assert!(
             !nvrtc
                 .compile("preprocess.cu", &source().cuda(), Target::Machine(capability))
