@@ -10,9 +10,11 @@ use checkpoint_writer::{
 };
 use groot_policy::{
     engine::{EngineChoice, Precision},
+    execution::ExecutionMode,
     model::{
         ModelError,
         policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Prediction, seeded_noise},
+        preprocess::Preprocessing,
     },
     observation::Observation,
 };
@@ -61,6 +63,31 @@ fn equal_seeds_give_equal_actions_and_the_noise_itself_may_be_given() {
     let other = policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(6))).unwrap();
     assert_ne!(first.normalised, other.normalised);
     assert_eq!((first.seed, other.seed), (Some(5), Some(6)));
+}
+
+#[test]
+fn frames_become_the_same_images_on_the_gpu_and_a_network_on_the_cpu_leaves_them_to_the_cpu() {
+    let mut policy = load(&tiny_checkpoint());
+    let error = policy.set_preprocessing(Preprocessing::Gpu).unwrap_err().to_string();
+    assert!(error.contains("Cpu") && error.contains("pre-process on the CPU"), "{error}");
+    policy.set_preprocessing(Preprocessing::Cpu).unwrap();
+    for mode in [ExecutionMode::Eager, ExecutionMode::Graph] {
+        let on_gpu = PolicyOptions { device: "cuda".to_owned(), mode, ..options(&tiny_checkpoint()) };
+        let mut policy = match Policy::load(&on_gpu) {
+            Ok(policy) => policy,
+            Err(error) => return eprintln!("skipped on the GPU: {error}"),
+        };
+        let observation = observation(&policy);
+        let predict = |policy: &mut Policy| {
+            policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap()
+        };
+        // Captured from the second one of a shape on.
+        let expected = [(); 3].map(|()| predict(&mut policy)).into_iter().next_back().unwrap();
+        policy.set_preprocessing(Preprocessing::Gpu).unwrap();
+        for _ in 0..2 {
+            assert_equal(&expected, &predict(&mut policy));
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! Only what can really be switched is here. A mode that brings a new switch adds a row to [`SWITCHES`].
 
+mod frames;
+
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
@@ -45,10 +47,13 @@ enum How {
     Captured(fn(&mut Network, bool) -> Result<(), ModelError>),
     /// Two ways of using the plain bf16 network: one pass of work with the switch on or off.
     Plain(fn(&mut Pass, bool) -> Result<Duration, Failure>),
+    /// Frames to images in the GPU's memory, by its own kernels or by the processor's cores and an upload.
+    Frames,
 }
 
 /// All switches.
-pub const SWITCHES: [Switch; 9] = [
+pub const SWITCHES: [Switch; 10] = [
+    Switch { name: "pre-processing on the GPU", part: "frames to images, upload included", how: How::Frames },
     Switch { name: "all cameras in one batch", part: "vision", how: How::Plain(batched_cameras) },
     Switch { name: "prompt layout kept", part: "vision and language", how: How::Plain(kept_layout) },
     Switch { name: "cross K/V once per tick", part: "denoising", how: How::Plain(cross_keys) },
@@ -83,6 +88,15 @@ enum Failure {
     Processor(#[from] ProcessorError),
     #[error("{0}")]
     NotHere(&'static str),
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{wrong} of {all} bytes are not those of the CPU: this is a defect of groot_policy, please report it"
+    )]
+    Bytes {
+        /// Bytes that differ.
+        wrong: usize,
+        all: usize,
+    },
 }
 
 impl From<tch::TchError> for Failure {
@@ -141,6 +155,7 @@ impl Stage<'_> {
                 let off = timed(false)?;
                 Ok((timed(true)?, off))
             }
+            How::Frames => frames::measure(self.chain, self.settings),
             How::Plain(pass) => {
                 let mut network = self.candidate.network(Mode::Eager, self.case, self.settings.device)?;
                 let on = self.time(&mut network, |own| pass(own, true))?;

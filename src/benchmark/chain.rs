@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use image::RgbImage;
-use ndarray::{Array2, Array3, Axis};
+use ndarray::{Array2, Array3, Array4, Axis};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::{
     checkpoint::{ModelConfig, processor_config::ProcessorConfig, statistics::Statistics},
     model::policy::seeded_noise,
     observation::Observation,
-    processor::{ModelInputs, Processor, ProcessorError, text::PromptTokenizer},
+    processor::{ModelInputs, Processor, ProcessorError, image::ImageTransform, text::PromptTokenizer},
 };
 
 /// Embodiment tag, and the instruction whose prompt is drawn.
@@ -96,6 +96,31 @@ impl Chain {
     /// There are no sets.
     pub fn prepare(&self, set: usize) -> Result<ModelInputs, ProcessorError> {
         self.processor.prepare_batch(&self.set(set)?.observations)
+    }
+
+    /// What turns frames into images.
+    pub fn image_transform(&self) -> &ImageTransform {
+        self.processor.image_transform()
+    }
+
+    /// The raw frames of set `set`, with their cameras, in the order of the network.
+    ///
+    /// # Errors
+    /// There are no sets.
+    pub fn frames(&self, set: usize) -> Result<Vec<(&str, &RgbImage)>, ProcessorError> {
+        let mut frames = Vec::new();
+        for observation in &self.set(set)?.observations {
+            frames.extend(self.processor.frames(observation)?);
+        }
+        Ok(frames)
+    }
+
+    /// The images that the node makes of such frames, (frames, height, width, 3).
+    ///
+    /// # Errors
+    /// There are no frames.
+    pub fn images(&self, frames: &[(&str, &RgbImage)]) -> Result<Array4<u8>, ProcessorError> {
+        self.processor.images(frames)
     }
 
     /// The noise of set `set`, (batch, horizon, max action dim).
@@ -194,6 +219,7 @@ fn frame(random: &mut ChaCha8Rng, (width, height): (u32, u32)) -> RgbImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processor::RawInputs;
     use crate::{benchmark::model_sizes::KnownModel, processor::text::IMAGE_TOKEN_ID};
 
     fn chain(case: &Case, seed: u64) -> Chain {
@@ -235,6 +261,26 @@ mod tests {
         }
         // Sets are counted round.
         assert_eq!(inputs(&one, 2).images, inputs(&one, 0).images);
+    }
+
+    #[test]
+    fn raw_inputs_are_the_prepared_ones_whose_pixels_are_still_to_be_made() {
+        for case in Case::standard() {
+            let chain = chain(&Case { batch: 2, ..case }, 5);
+            let prepared = chain.prepare(0).unwrap();
+            let RawInputs { frames, inputs } =
+                chain.processor.prepare_raw(&chain.set(0).unwrap().observations).unwrap();
+            assert_eq!(inputs.input_ids, prepared.input_ids);
+            assert_eq!(inputs.attention_mask, prepared.attention_mask);
+            assert_eq!(inputs.state, prepared.state);
+            let (images, height, width, _) = prepared.images.dim();
+            assert_eq!(inputs.images.dim(), (images, height, width, 0));
+            let made: Vec<u8> = frames
+                .iter()
+                .flat_map(|frame| chain.image_transform().apply(frame).unwrap().into_raw())
+                .collect();
+            assert!(prepared.images.iter().eq(&made));
+        }
     }
 
     #[test]

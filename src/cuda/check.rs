@@ -105,10 +105,10 @@ impl Check {
         let spread = (3.0 / k as f32).sqrt();
         let weight: Vec<bf16> = values(1, n * k).map(|value| bf16::from_f32(value * spread)).collect();
         let bias: Vec<bf16> = values(2, n).map(bf16::from_f32).collect();
-        check.residual.write(&bytes_of_f32(values(3, rows * k)))?;
-        check.weight.write(&bytes_of_bf16(&weight))?;
-        check.bias.write(&bytes_of_f32(bias.iter().map(|value| value.to_f32())))?;
-        check.bias_bf16.write(&bytes_of_bf16(&bias))?;
+        check.residual.write(0, &bytes_of_f32(values(3, rows * k)))?;
+        check.weight.write(0, &bytes_of_bf16(&weight))?;
+        check.bias.write(0, &bytes_of_f32(bias.iter().map(|value| value.to_f32())))?;
+        check.bias_bf16.write(0, &bytes_of_bf16(&bias))?;
         check.activate(kernels)?;
         check.queue.finish()?;
         let activations: Vec<f32> = bf16_of(&check.activations.read()?).collect();
@@ -163,7 +163,7 @@ impl Check {
         let GemmShape { rows, n, finish, .. } = self.shape;
         // What is read too early, or not written, is no number.
         for memory in [&self.activations, &self.out, &self.parts] {
-            memory.write(&vec![0xff; memory.bytes()])?;
+            memory.write(0, &vec![0xff; memory.bytes()])?;
         }
         let call = GemmCall {
             activations: self.activations.address(),

@@ -144,7 +144,8 @@ impl Gpu {
     pub fn allocate(&self, bytes: usize) -> Result<Memory, CudaError> {
         #[cfg(test)]
         if self.is_emulated() {
-            let mut values = vec![0u128; bytes.div_ceil(16).max(1)];
+            // Nobody has written to it.
+            let mut values = vec![u128::MAX; bytes.div_ceil(16).max(1)];
             let address = values.as_mut_ptr() as u64;
             return Ok(Memory { place: Held::Emulated(values), address, bytes });
         }
@@ -180,11 +181,35 @@ impl Memory {
         self.bytes
     }
 
+    /// Puts values at byte `at`, and waits for it.
+    ///
+    /// # Errors
+    /// More than there is room for; [`CudaError::Driver`].
+    pub(super) fn write<T: Copy>(&self, at: usize, values: &[T]) -> Result<(), CudaError> {
+        let address = self.address_of(at, size_of_val(values))?;
+        let failed = || CudaError::driver("writing to the GPU's memory");
+        match &self.place {
+            Held::Device(context) => {
+                context.bind_to_thread().map_err(failed())?;
+                // SAFETY: the memory has room for them.
+                unsafe { result::memcpy_htod_sync(address, values) }.map_err(failed())?;
+                // A small copy may still be under way, and other streams do not wait for it.
+                context.synchronize().map_err(failed())
+            }
+            #[cfg(test)]
+            Held::Emulated(_) => {
+                // SAFETY: the memory is the process's own and has room for them; the vector is kept.
+                unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), address as *mut T, values.len()) };
+                Ok(())
+            }
+        }
+    }
+
     /// What it holds, once the work that writes it is done.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub fn read(&self) -> Result<Vec<u8>, CudaError> {
+    pub(super) fn read(&self) -> Result<Vec<u8>, CudaError> {
         let mut bytes = vec![0; self.bytes];
         match &self.place {
             Held::Device(context) => {
@@ -202,31 +227,12 @@ impl Memory {
         Ok(bytes)
     }
 
-    /// Fills it from its start.
-    ///
-    /// # Errors
-    /// More bytes than there are; [`CudaError::Driver`].
-    pub fn write(&self, bytes: &[u8]) -> Result<(), CudaError> {
-        if bytes.len() > self.bytes {
-            let expected = format!("at most {}", self.bytes);
-            return Err(CudaError::argument("bytes for the GPU's memory", expected, bytes.len()));
+    fn address_of(&self, at: usize, bytes: usize) -> Result<u64, CudaError> {
+        if at.checked_add(bytes).is_some_and(|end| end <= self.bytes) {
+            return Ok(self.address + at as u64);
         }
-        match &self.place {
-            Held::Device(context) => {
-                let failed = || CudaError::driver(format!("writing {} bytes to the GPU", bytes.len()));
-                context.bind_to_thread().map_err(failed())?;
-                // SAFETY: so many bytes were allocated there.
-                unsafe { result::memcpy_htod_sync(self.address, bytes) }.map_err(failed())
-            }
-            #[cfg(test)]
-            Held::Emulated(_) => {
-                // SAFETY: as above; the vector is kept.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address as *mut u8, bytes.len());
-                }
-                Ok(())
-            }
-        }
+        let expected = format!("at most {} bytes", self.bytes);
+        Err(CudaError::argument("copy between host and GPU", expected, format!("{bytes} at byte {at}")))
     }
 }
 

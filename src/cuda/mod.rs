@@ -8,6 +8,7 @@
 //! | [`Queue`] | kernels on a stream, each starting while its predecessor ends |
 //! | [`Recording`] | a queue's work as one CUDA graph |
 //! | [`Kernels`] | the kernels of `kernels/`, with their arguments as Rust structures |
+//! | [`preprocess`] | camera frames to the network's size, bit by bit as on the CPU |
 //! | [`Gemms`] | activations · weightᵀ for few rows: own kernels and cuBLASLt, whichever is faster |
 //!
 //! The driver, NVRTC and cuBLASLt are loaded when they are first wanted.
@@ -25,6 +26,7 @@ mod kernels;
 mod library;
 mod module;
 mod nvrtc;
+pub mod preprocess;
 mod queue;
 mod skinny;
 mod source;

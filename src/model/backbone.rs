@@ -89,7 +89,18 @@ impl Backbone {
         let frames = frames.as_standard_layout();
         // Standard layout was just asked for, so there is a slice; an empty one is refused by the tower.
         let frames = Tensor::f_from_slice(frames.as_slice().unwrap_or(&[]))?.f_reshape(shape)?;
-        let images = self.vision.forward(&frames, probe)?;
+        self.forward_frames(&frames, input_ids, attention_mask, probe)
+    }
+
+    /// [`forward`](Self::forward) of frames that are a tensor, u8 (N, H, W, 3) on any device.
+    pub fn forward_frames(
+        &mut self,
+        frames: &Tensor,
+        input_ids: ArrayView2<i64>,
+        attention_mask: ArrayView2<bool>,
+        probe: &mut Probe,
+    ) -> Result<Features<'_>, ModelError> {
+        let images = self.vision.forward(frames, probe)?;
         synchronize(self.device);
         let vision_done = Instant::now();
 

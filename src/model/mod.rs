@@ -14,6 +14,7 @@
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
 //! | [`network`] | all of it: model inputs and noise in, normalised action chunk out |
+//! | [`preprocess`] | where frames become images: on the CPU, or on the GPU |
 //! | `selection`, `trial` | head and operators by execution mode, trusted once they have agreed with the plain ones |
 //! | [`tick`] | the tick in memory that stays, captured as CUDA graphs |
 //! | [`random`] | weights from a seed in place of a checkpoint |
@@ -35,6 +36,7 @@ pub mod layers;
 pub mod network;
 pub mod operators;
 pub mod policy;
+pub mod preprocess;
 pub mod probe;
 pub mod random;
 mod selection;
@@ -87,6 +89,10 @@ pub enum ModelError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Fused(#[from] crate::cuda::CudaError),
+    /// Frames could not be processed on the GPU.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Preprocess(#[from] crate::cuda::preprocess::PreprocessError),
     /// The engine's file is missing, damaged, or was built for something else.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),

@@ -227,14 +227,21 @@ impl Network {
 
     /// Tells everybody who queues work without libtorch on which stream it runs.
     fn choose_stream(&mut self) -> Result<(), ModelError> {
-        let stream = match (self.runner.as_ref().and_then(TickRunner::stream), self.device) {
-            (Some(stream), _) => *stream,
-            (None, Device::Cuda(device)) if cuda::available().is_ok() => Stream::current(device)?,
-            // Nothing but the default stream was ever chosen.
-            (None, _) => return Ok(()),
-        };
+        let Some(stream) = self.stream()? else { return Ok(()) };
         self.head.queue_on(&stream)?;
         self.operators.as_mut().map_or(Ok(()), |operators| operators.queue_on(&stream))
+    }
+
+    /// The stream that the network's work is queued on; None where nothing but the default stream was ever chosen.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn stream(&self) -> Result<Option<Stream>, ModelError> {
+        match (self.runner.as_ref().and_then(TickRunner::stream), self.device) {
+            (Some(stream), _) => Ok(Some(*stream)),
+            (None, Device::Cuda(device)) if cuda::available().is_ok() => Ok(Some(Stream::current(device)?)),
+            (None, _) => Ok(None),
+        }
     }
 
     fn capturing(&mut self, split: Split) -> Result<TickRunner, ModelError> {
@@ -366,6 +373,22 @@ impl Network {
         guidance: Option<&Guidance>,
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, StageTimes), ModelError> {
+        self.run_with_images(inputs, None, noise, guidance, probe)
+    }
+
+    /// [`run`](Self::run), with `images` on the device, u8 (images, height, width, 3), in place of those of `inputs`. What makes
+    /// them is queued on [`stream`](Self::stream).
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_with_images(
+        &mut self,
+        inputs: &ModelInputs,
+        images: Option<&Tensor>,
+        noise: ArrayView3<f32>,
+        guidance: Option<&Guidance>,
+        probe: &mut Probe,
+    ) -> Result<(Array3<f32>, StageTimes), ModelError> {
         // All of the network's work is on one stream, whether captured or not.
         let _entered = self.enter()?;
         if let Some(runner) = &mut self.runner
@@ -376,16 +399,15 @@ impl Network {
             if let Some(guidance) = guidance {
                 Pull::check(guidance, parts.head.noise_shape())?;
             }
-            return runner.run(&TickInputs { model: inputs, noise, guidance }, parts);
+            return runner.run(&TickInputs { model: inputs, noise, guidance, images }, parts);
         }
         let start = Instant::now();
         let backbone = &mut self.backbone;
-        let features = backbone.forward(
-            inputs.images.view(),
-            inputs.input_ids.view(),
-            inputs.attention_mask.view(),
-            probe,
-        )?;
+        let (ids, mask) = (inputs.input_ids.view(), inputs.attention_mask.view());
+        let features = match images {
+            Some(images) => backbone.forward_frames(images, ids, mask, probe)?,
+            None => backbone.forward(inputs.images.view(), ids, mask, probe)?,
+        };
         let vision = features.vision_done - start;
         let language = features.vision_done.elapsed();
         let head_start = Instant::now();
@@ -454,6 +476,8 @@ pub(crate) fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::Array4;
+
     use super::{super::small, *};
 
     #[test]
@@ -475,5 +499,31 @@ mod tests {
         other.state[(0, 0, 3)] += 1.0;
         assert_ne!(actions, run(&other, &noise));
         assert_ne!(actions, run(&inputs, &(&noise + 1.0)));
+    }
+
+    #[test]
+    fn images_on_the_device_take_the_place_of_the_inputs_own() {
+        let mut network = small::network(Kind::Float);
+        let (inputs, noise) = small::inputs(1, 2, &[6]);
+        let expected = network.run(&inputs, noise.view(), None, &mut Probe::off()).unwrap().0;
+        let (count, height, width, _) = inputs.images.dim();
+        let bytes: Vec<u8> = inputs.images.iter().copied().collect();
+        let size = [count, height, width, 3].map(|n| n as i64);
+        let images = Tensor::from_slice(&bytes).reshape(size);
+        let without = ModelInputs { images: Array4::zeros((count, height, width, 0)), ..inputs };
+        let found = network
+            .run_with_images(&without, Some(&images), noise.view(), None, &mut Probe::off())
+            .unwrap()
+            .0;
+        assert_eq!(found, expected);
+        // On memory that stays, twice, with other images between.
+        let mut runner = TickRunner::plain();
+        for (images, same) in [(&images, true), (&images.bitwise_not(), false), (&images, true)] {
+            let tick =
+                TickInputs { model: &without, noise: noise.view(), guidance: None, images: Some(images) };
+            let found = runner.run(&tick, &mut network.parts()).unwrap().0;
+            assert_eq!(found == expected, same);
+        }
+        assert!(network.run(&without, noise.view(), None, &mut Probe::off()).is_err());
     }
 }

@@ -10,7 +10,7 @@ use ndarray::{Array2, Array3, ArrayView3};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use tch::Kind;
+use tch::{Kind, Tensor};
 use thiserror::Error;
 
 use super::{
@@ -19,6 +19,7 @@ use super::{
     backbone::Backbone,
     default_kind, device,
     network::{Network, StageTimes},
+    preprocess::{Preprocessing, Preprocessor},
     probe::Probe,
 };
 use crate::{
@@ -169,6 +170,7 @@ pub struct Prediction {
 
 /// A loaded policy of one embodiment.
 pub struct Policy {
+    preprocessor: Preprocessor,
     processor: Processor,
     network: Network,
 }
@@ -193,12 +195,21 @@ impl Policy {
         if let Some(steps) = options.denoising_steps {
             network.set_denoising_steps(steps)?;
         }
-        Ok(Self { processor, network })
+        Ok(Self { preprocessor: Preprocessor::default(), processor, network })
     }
 
     /// What turns observations into inputs and outputs into actions.
     pub fn processor(&self) -> &Processor {
         &self.processor
+    }
+
+    /// Chooses who makes images of frames from now on; a new policy leaves it to the CPU. The actions are the same.
+    ///
+    /// # Errors
+    /// The GPU is to, and the network is not on one, or what compiles its kernels is missing.
+    pub fn set_preprocessing(&mut self, on: Preprocessing) -> Result<(), PolicyError> {
+        self.preprocessor = Preprocessor::new(on, self.network.device(), &self.processor)?;
+        Ok(())
     }
 
     /// The network.
@@ -266,7 +277,9 @@ impl Policy {
         if let Some(steps) = *denoising_steps {
             self.network.set_denoising_steps(steps)?;
         }
-        let inputs = self.processor.prepare(observation)?;
+        let network = &self.network;
+        let (inputs, images) =
+            self.preprocessor.prepare(&self.processor, observation, || network.stream())?;
         let shape = self.noise_shape();
         let guidance = planned
             .as_ref()
@@ -280,7 +293,7 @@ impl Policy {
         };
         let noise = noise.insert_axis(ndarray::Axis(0));
         let (normalised, mut timing) =
-            self.run_guided(&inputs, noise.view(), guidance.as_ref(), &mut Probe::off())?;
+            self.run_images(&inputs, images.as_ref(), noise.view(), guidance.as_ref(), &mut Probe::off())?;
         let normalised = normalised.index_axis_move(ndarray::Axis(0), 0);
         let actions = self.processor.decode(normalised.view(), &observation.state)?;
         timing.preprocess = preprocess;
@@ -312,9 +325,20 @@ impl Policy {
         guidance: Option<&Guidance>,
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, Timing), PolicyError> {
+        self.run_images(inputs, None, noise, guidance, probe)
+    }
+
+    fn run_images(
+        &mut self,
+        inputs: &ModelInputs,
+        images: Option<&Tensor>,
+        noise: ArrayView3<f32>,
+        guidance: Option<&Guidance>,
+        probe: &mut Probe,
+    ) -> Result<(Array3<f32>, Timing), PolicyError> {
         let start = Instant::now();
         let (actions, StageTimes { vision, language, action_head }) =
-            self.network.run(inputs, noise, guidance, probe)?;
+            self.network.run_with_images(inputs, images, noise, guidance, probe)?;
         let total = start.elapsed();
         Ok((actions, Timing { vision, language, action_head, total, ..Timing::default() }))
     }

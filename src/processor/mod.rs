@@ -105,6 +105,12 @@ pub enum ProcessorError {
     Empty,
 }
 
+impl ProcessorError {
+    fn image(camera: &str, error: ImageError) -> Self {
+        Self::Image { camera: camera.to_owned(), error }
+    }
+}
+
 /// What the network reads: B samples.
 #[derive(Debug, Clone)]
 pub struct ModelInputs {
@@ -116,6 +122,15 @@ pub struct ModelInputs {
     pub attention_mask: Array2<bool>,
     /// Normalised state (B, state delta indices, max state dim).
     pub state: Array3<f32>,
+}
+
+/// What the network reads, but for the pixels.
+#[derive(Debug, Clone)]
+pub struct RawInputs<'a> {
+    /// The frames that become the images, in the images' order.
+    pub frames: Vec<&'a RgbImage>,
+    /// The rest. Its images have their height and width, and no channels.
+    pub inputs: ModelInputs,
 }
 
 /// The processing of one embodiment.
@@ -242,14 +257,51 @@ impl Processor {
     /// # Errors
     /// See [`prepare`](Self::prepare).
     pub fn prepare_batch(&self, observations: &[Observation]) -> Result<ModelInputs, ProcessorError> {
+        let frames = self.all_frames(observations)?;
+        let images = self.images(&frames)?;
+        let (count, height, width, _) = images.dim();
+        let (order, inputs) = self.without_images(observations, count, (width as u32, height as u32))?;
+        // An instruction with placeholders of its own changes which image stands where; any other leaves the order.
+        let images = if order.iter().copied().eq(0..count) { images } else { images.select(Axis(0), &order) };
+        Ok(ModelInputs { images, ..inputs })
+    }
+
+    /// [`prepare_batch`](Self::prepare_batch) without the images' pixels, which a device is to make of the frames.
+    ///
+    /// # Errors
+    /// See [`prepare`](Self::prepare).
+    pub fn prepare_raw<'a>(
+        &'a self,
+        observations: &'a [Observation],
+    ) -> Result<RawInputs<'a>, ProcessorError> {
+        let frames = self.all_frames(observations)?;
+        let size = self.output_size(&frames)?;
+        let (order, inputs) = self.without_images(observations, frames.len(), size)?;
+        // The order names frames that there are.
+        let frames = order.into_iter().map(|place| frames[place].1).collect();
+        Ok(RawInputs { frames, inputs })
+    }
+
+    fn all_frames<'a>(
+        &'a self,
+        observations: &'a [Observation],
+    ) -> Result<Vec<(&'a str, &'a RgbImage)>, ProcessorError> {
         let mut frames = Vec::new();
         for observation in observations {
             frames.extend(self.frames(observation)?);
         }
-        let images = self.resize(&frames)?;
-        let (count, height, width, _) = images.dim();
+        Ok(frames)
+    }
+
+    /// Which of `count` images of this size (width, height) stands where in the prompts, and the inputs without them.
+    fn without_images(
+        &self,
+        observations: &[Observation],
+        count: usize,
+        (width, height): (u32, u32),
+    ) -> Result<(Vec<usize>, ModelInputs), ProcessorError> {
         let per_sample = count / observations.len().max(1);
-        let tokens = vec![image_tokens(width as u32, height as u32); per_sample];
+        let tokens = vec![image_tokens(width, height); per_sample];
         let mut prompts = Vec::with_capacity(observations.len());
         let mut order = Vec::with_capacity(count);
         let mut states = Vec::with_capacity(observations.len());
@@ -259,19 +311,26 @@ impl Processor {
             prompts.push(prompt);
             states.push(self.state.process(&observation.state)?.insert_axis(Axis(0)));
         }
-        // An instruction with placeholders of its own changes which image stands where; any other leaves the order.
-        let images = if order.iter().copied().eq(0..count) { images } else { images.select(Axis(0), &order) };
         let ids: Vec<&[i64]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
         let padded = left_pad(&ids);
         let states: Vec<_> = states.iter().map(|state| state.view()).collect();
-        // All states have the one shape that the processor gives, and there is at least one: `resize` refused none.
+        // All states have the one shape that the processor gives, and there is at least one: no frames were refused.
         let state = concatenate(Axis(0), &states).map_err(|_| ProcessorError::Empty)?;
         let attention_mask = padded.attention_mask.mapv(|v| v == 1);
-        Ok(ModelInputs { images, input_ids: padded.input_ids, attention_mask, state })
+        let images = Array4::zeros((order.len(), height as usize, width as usize, 0));
+        Ok((order, ModelInputs { images, input_ids: padded.input_ids, attention_mask, state }))
     }
 
-    /// The frames of one observation in the order of the network, with their cameras.
-    fn frames<'a>(
+    /// What turns frames into images.
+    pub fn image_transform(&self) -> &ImageTransform {
+        &self.image
+    }
+
+    /// The frames of one observation in the order of the network, with their cameras: time by time, within it camera by camera.
+    ///
+    /// # Errors
+    /// A camera is absent or has the wrong number of frames.
+    pub fn frames<'a>(
         &'a self,
         observation: &'a Observation,
     ) -> Result<Vec<(&'a str, &'a RgbImage)>, ProcessorError> {
@@ -293,11 +352,32 @@ impl Processor {
             .collect())
     }
 
-    fn resize(&self, frames: &[(&str, &RgbImage)]) -> Result<Array4<u8>, ProcessorError> {
-        let fail = |camera: &str, error| ProcessorError::Image { camera: camera.to_owned(), error };
+    /// Frames with their cameras to images (frames, height, width, 3).
+    ///
+    /// # Errors
+    /// A frame that cannot be resized, frames that differ in size afterwards, or none.
+    pub fn images(&self, frames: &[(&str, &RgbImage)]) -> Result<Array4<u8>, ProcessorError> {
+        let (width, height) = self.output_size(frames)?;
+        let resized: Vec<RgbImage> = frames
+            .par_iter()
+            .map(|(camera, frame)| {
+                self.image.apply(frame).map_err(|error| ProcessorError::image(camera, error))
+            })
+            .collect::<Result<_, _>>()?;
+        let mut bytes = Vec::with_capacity(resized.iter().map(|frame| frame.as_raw().len()).sum());
+        resized.iter().for_each(|frame| bytes.extend_from_slice(frame.as_raw()));
+        let shape = (frames.len(), height as usize, width as usize, 3);
+        // Equal sizes after resizing make equal sizes after the last step, so the bytes fill the shape.
+        Array4::from_shape_vec(shape, bytes).map_err(|_| ProcessorError::Empty)
+    }
+
+    /// (width, height) of the images of these frames, which must agree.
+    fn output_size(&self, frames: &[(&str, &RgbImage)]) -> Result<(u32, u32), ProcessorError> {
         let Some((first, first_frame)) = frames.first() else { return Err(ProcessorError::Empty) };
         let size_of = |camera: &str, frame: &RgbImage| {
-            self.image.resized_size(frame.width(), frame.height()).map_err(|error| fail(camera, error))
+            self.image
+                .resized_size(frame.width(), frame.height())
+                .map_err(|error| ProcessorError::image(camera, error))
         };
         let first_size = size_of(first, first_frame)?;
         for (second, frame) in frames {
@@ -307,19 +387,9 @@ impl Processor {
                 return Err(ProcessorError::UnequalSizes { first, first_size, second, second_size });
             }
         }
-        let (width, height) = self
-            .image
+        self.image
             .output_size(first_frame.width(), first_frame.height())
-            .map_err(|error| fail(first, error))?;
-        let resized: Vec<RgbImage> = frames
-            .par_iter()
-            .map(|(camera, frame)| self.image.apply(frame).map_err(|error| fail(camera, error)))
-            .collect::<Result<_, _>>()?;
-        let mut bytes = Vec::with_capacity(resized.iter().map(|frame| frame.as_raw().len()).sum());
-        resized.iter().for_each(|frame| bytes.extend_from_slice(frame.as_raw()));
-        let shape = (frames.len(), height as usize, width as usize, 3);
-        // Equal sizes after resizing make equal sizes after the last step, so the bytes fill the shape.
-        Array4::from_shape_vec(shape, bytes).map_err(|_| ProcessorError::Empty)
+            .map_err(|error| ProcessorError::image(first, error))
     }
 
     /// One sample's normalised actions (action horizon, max action dim) to physical ones; `state` is the raw state

@@ -368,8 +368,8 @@ fn a_typed_graph_spells_out_f16_and_int8_for_strongly_typed_networks() {
     );
     let steps: Vec<Tensors> = setting.steps.iter().map(half).collect();
     // Not ONNX Runtime: in 1.23 its CPU kernel of QuantizeLinear cuts f16 off towards zero, where the operator rounds to the
-    // nearest even integer (x = 0.9, scale 1: 0, where f32 gives 1; its pull request 32452 mends it, after 1.29). An operand is off by
-    // 1/3 of a squared step in the mean and not by 1/12, so the root of the error doubles. That is what is seen: 0.104, 0.096,
+    // nearest even integer (x = 0.9, scale 1: 0, where f32 gives 1; its pull request 32452 mends it, after 1.29). An operand is off
+    // by 1/3 of a squared step in the mean and not by 1/12, so the root of the error doubles. That is what is seen: 0.104, 0.096,
     // 0.093 and 0.099 at the four steps with all optimisations off, where f64 with that cut expects 0.109, 0.100, 0.100 and 0.096,
     // and f64 with the operator's own rounding 0.052, 0.051, 0.051 and 0.048.
     let graphs = Graphs {

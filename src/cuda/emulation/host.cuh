@@ -698,6 +698,10 @@ DEVICE u32 bits_of_float(float value)
     return bits;
 }
 
+// The compiler is told to join nothing.
+DEVICE float multiply_rounded(float a, float b) { return a * b; }
+DEVICE float add_rounded(float a, float b) { return a + b; }
+
 DEVICE u32 emulated_bf16(float value)
 {
     const u32 bits = bits_of_float(value);

@@ -117,4 +117,10 @@ DEVICE u32 pack_bf16(float low, float high)
 
 DEVICE float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
+DEVICE u32 bits_of_float(float value) { return __float_as_uint(value); }
+
+// Rounded by themselves: compilers may not join the two.
+DEVICE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }

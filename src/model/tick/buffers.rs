@@ -74,7 +74,7 @@ impl TickShape {
     pub fn new(inputs: &TickInputs, prompt: &Prompt, steps: usize, reuse_prefix: bool) -> Self {
         let extents = |shape: &[usize]| shape.iter().map(|&n| n as i64).collect();
         Self {
-            frames: extents(inputs.model.images.shape()),
+            frames: inputs.images.map_or_else(|| extents(inputs.model.images.shape()), Tensor::size),
             prompt: prompt.layout.shape(),
             state: extents(inputs.model.state.shape()),
             noise: extents(inputs.noise.shape()),
@@ -177,7 +177,10 @@ impl StaticTick {
     ) -> Result<(), ModelError> {
         // An array in standard layout is a slice, and that is just what is asked for.
         let model = inputs.model;
-        self.frames.fill(model.images.as_standard_layout().as_slice().unwrap_or(&[]), stream)?;
+        match inputs.images {
+            Some(images) => self.frames.tensor.f_copy_(images)?,
+            None => self.frames.fill(model.images.as_standard_layout().as_slice().unwrap_or(&[]), stream)?,
+        }
         self.state.fill(model.state.as_standard_layout().as_slice().unwrap_or(&[]), stream)?;
         self.noise.fill(inputs.noise.as_standard_layout().as_slice().unwrap_or(&[]), stream)?;
         if let (Some((target, weights)), Some(guidance)) = (&mut self.guidance, inputs.guidance) {

@@ -17,6 +17,7 @@ pub mod prefix;
 pub mod runner;
 
 use ndarray::ArrayView3;
+use tch::Tensor;
 
 use super::{action_head::ActionHead, backbone::Backbone, operators::BackboneOperators};
 use crate::processor::{ModelInputs, guidance::Guidance};
@@ -30,6 +31,9 @@ pub struct TickInputs<'a> {
     pub noise: ArrayView3<'a, f32>,
     /// What the actions are pulled to, for all samples alike.
     pub guidance: Option<&'a Guidance>,
+    /// Images on the device, u8 (images, height, width, 3), in place of the model inputs' own. What makes them is queued on the
+    /// tick's stream.
+    pub images: Option<&'a Tensor>,
 }
 
 /// Vision tower, language model and action head, as a tick runs them.

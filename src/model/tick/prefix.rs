@@ -143,7 +143,7 @@ mod tests {
         }
 
         fn run(&mut self, (model, noise): &Inputs) -> Array3<f32> {
-            let inputs = TickInputs { model, noise: noise.view(), guidance: None };
+            let inputs = TickInputs { model, noise: noise.view(), guidance: None, images: None };
             self.runner.run(&inputs, &mut self.network.parts()).unwrap().0
         }
 
@@ -284,7 +284,7 @@ mod tests {
         fn prompt(network: &mut Network, (model, noise): &Inputs) -> (TickShape, Prompt) {
             let parts = network.parts();
             let prompt = Prompt::new(&parts, model).unwrap();
-            let inputs = TickInputs { model, noise: noise.view(), guidance: None };
+            let inputs = TickInputs { model, noise: noise.view(), guidance: None, images: None };
             (TickShape::new(&inputs, &prompt, parts.head.steps(), true), prompt)
         }
 
@@ -292,7 +292,7 @@ mod tests {
             let (shape, prompt) = Self::prompt(&mut self.network, inputs);
             assert_eq!(shape, *self.tick.shape());
             let (model, noise) = inputs;
-            let inputs = TickInputs { model, noise: noise.view(), guidance: None };
+            let inputs = TickInputs { model, noise: noise.view(), guidance: None, images: None };
             self.tick.fill(&inputs, &prompt, None).unwrap();
         }
 

@@ -259,7 +259,7 @@ mod tests {
 
         fn compare(&mut self, (model, noise): &(ModelInputs, Array3<f32>), guidance: Option<&Guidance>) {
             let eager = self.network.run(model, noise.view(), guidance, &mut Probe::off()).unwrap().0;
-            let inputs = TickInputs { model, noise: noise.view(), guidance };
+            let inputs = TickInputs { model, noise: noise.view(), guidance, images: None };
             let found = self.runner.run(&inputs, &mut self.network.parts()).unwrap().0;
             assert_eq!(found, eager);
         }
@@ -312,7 +312,7 @@ mod tests {
         for texts in [[6, 6], [4, 7]] {
             let (model, noise) = small::inputs(1, 1, &texts);
             let plain = pair.network.run(&model, noise.view(), None, &mut Probe::off()).unwrap().0;
-            let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None };
+            let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None, images: None };
             let operators: Option<&dyn BackboneOperators> = Some(&PlainOperators);
             let mut run = |inputs: &TickInputs| {
                 let parts = &mut Parts { operators, ..pair.network.parts() };
@@ -346,7 +346,7 @@ mod tests {
         let mut pair = Pair::new(Kind::Float);
         let kept = |pair: &mut Pair, text| {
             let (model, noise) = small::inputs(0, 1, &[text]);
-            let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None };
+            let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None, images: None };
             let parts = pair.network.parts();
             let shape =
                 TickShape::new(&inputs, &Prompt::new(&parts, &model).unwrap(), parts.head.steps(), false);

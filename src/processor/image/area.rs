@@ -61,16 +61,21 @@ fn scale(from: u32, to: u32) -> f64 {
 /// The mean of a block of whole pixels.
 pub(super) struct Blocks {
     /// Width and height of a block.
-    block: [usize; 2],
-    columns: Range<usize>,
-    rows: Range<usize>,
+    pub block: [usize; 2],
+    pub columns: Range<usize>,
+    pub rows: Range<usize>,
 }
 
 impl Blocks {
+    /// What the sum of a block is multiplied by.
+    pub fn factor([across, down]: [usize; 2]) -> f32 {
+        1.0 / (across * down) as f32
+    }
+
     fn run(&self, from: &Pixels, to: &mut [u8]) {
         let [across, down] = self.block;
         let bytes = self.columns.start * across * 3..self.columns.end * across * 3;
-        let factor = 1.0 / (across * down) as f32;
+        let factor = Self::factor(self.block);
         let mut sums = vec![0_u32; bytes.len()];
         for (y, out) in self.rows.clone().zip(to.chunks_exact_mut(self.columns.len() * 3)) {
             sums.fill(0);
@@ -96,8 +101,8 @@ impl Blocks {
 
 /// Source pixels weighted by how much of the destination pixel they cover.
 pub(super) struct Shrink {
-    x: AreaAxis,
-    y: AreaAxis,
+    pub x: AreaAxis,
+    pub y: AreaAxis,
 }
 
 /// The taps of one axis: destination `d` is the sum of `weights[d * taps + k]` · source pixel `starts[d] + k`.
@@ -105,7 +110,7 @@ pub(super) struct AreaAxis {
     /// First source pixel of each destination.
     pub starts: Vec<u32>,
     /// Number of taps in use of each destination; the weights after them are zero, which changes no sum.
-    counts: Vec<u32>,
+    pub counts: Vec<u32>,
     /// Taps of every destination.
     pub taps: usize,
     pub weights: Vec<f32>,

@@ -18,8 +18,8 @@ const BLOCK: usize = 32;
 /// One resize, planned for one pair of sizes.
 pub(super) struct Bicubic {
     to: Size,
-    x: Option<BicubicAxis>,
-    y: Option<BicubicAxis>,
+    pub x: Option<BicubicAxis>,
+    pub y: Option<BicubicAxis>,
 }
 
 /// The taps of one axis: destination `d` is the sum of `weights[d * taps + k]` · source pixel `starts[d] + k`.

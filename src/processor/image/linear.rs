@@ -11,10 +11,10 @@ use super::size::Size;
 
 /// One enlargement, planned for one pair of sizes.
 pub(super) struct Enlarge {
-    x: LinearAxis,
-    y: LinearAxis,
+    pub x: LinearAxis,
+    pub y: LinearAxis,
     /// Destinations on x, without padding.
-    width: usize,
+    pub width: usize,
 }
 
 /// The taps of one axis: destination `d` lies between source pixels `starts[d]` and `starts[d] + 1`.

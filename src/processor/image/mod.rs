@@ -11,7 +11,7 @@
 //! Steps 1 to 4 give the same bytes as the public reference with OpenCV 4.11 and Pillow 12.1 (Isaac-GR00T N1.6:
 //! albumentations' `SmallestMaxSize`, a centre crop by fraction, and the vision processor's resize). `size` decides
 //! all sizes before a pixel is touched, and with them refuses what would need too much memory. `simd` picks the
-//! kernels that this processor has; `rows` lets them read whole machine words.
+//! kernels that this processor has; `rows` lets them read whole machine words. [`tables`] hands the plan to other devices.
 
 mod area;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +21,7 @@ mod linear;
 mod rows;
 mod simd;
 mod size;
+pub mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ use rows::Pixels;
 use simd::Simd;
 pub use size::{MAX_ASPECT_RATIO, MAX_FRAME_SIDE, MAX_STAGE_PIXELS, SHORTEST_EDGE_RANGE};
 use size::{Rect, Size, Sizes, TOKEN_SIDE};
+use tables::FrameTables;
 
 /// Why a frame, or a configuration, is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -170,6 +172,14 @@ impl ImageTransform {
             s3: to_image(s3, sizes.restored),
             s4,
         })
+    }
+
+    /// What steps 1 to 4 do with a frame of this size, for a device that does it itself.
+    ///
+    /// # Errors
+    /// As [`ImageTransform::apply`].
+    pub fn tables(&self, width: u32, height: u32) -> Result<FrameTables, ImageError> {
+        Ok(FrameTables::new(&*self.plan(width, height)?))
     }
 
     fn sizes(&self, width: u32, height: u32) -> Result<Sizes, ImageError> {
