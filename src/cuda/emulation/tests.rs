@@ -138,7 +138,7 @@ fn bf16_is_rounded_to_the_nearest_and_ties_to_even() {
     let values: [f32; 64] = std::array::from_fn(|i| match special.get(i) {
         Some(&value) => value,
         // Ties, and one below and above them.
-        None => f32::from_bits(0x3f80_8000 + (i as u32 / 3 << 16) + (i as u32 % 3) - 1),
+        None => f32::from_bits(0x3f80_8000 + ((i as u32 / 3) << 16) + (i as u32 % 3) - 1),
     });
     let expected = values.map(|value| bf16::from_f32(value).to_f32());
     assert_eq!(run("rounding", 0, &values, Order::Ascending).unwrap(), expected);
