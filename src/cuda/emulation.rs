@@ -1,6 +1,8 @@
 //! The GPU of the tests: kernels compiled by the machine's C++ compiler against `emulation/host.cuh`, which says what is
 //! emulated. Device memory is the process's own, so that an address is that of a tensor on the CPU.
 
+mod tests;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
