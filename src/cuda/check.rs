@@ -163,7 +163,7 @@ impl Check {
         let GemmShape { rows, n, finish, .. } = self.shape;
         // What is read too early, or not written, is no number.
         for memory in [&self.activations, &self.out, &self.parts] {
-            memory.write(0, &vec![0xff; memory.bytes()])?;
+            memory.write(0, &vec![0xff_u8; memory.bytes()])?;
         }
         let call = GemmCall {
             activations: self.activations.address(),
