@@ -87,7 +87,7 @@ fn run(kernel: &str, fault: i64, values: &[f32; 64], order: Order) -> Result<[f3
     let kernel = source::compile(&gpu, &Source::plain("faults.cu", KERNELS))?.kernel(kernel, 0)?;
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
     let (memory, out) = (gpu.allocate(bytes.len())?, gpu.allocate(bytes.len())?);
-    memory.write(&bytes)?;
+    memory.write(0, &bytes)?;
     let arguments = Arguments { values: memory.address(), out: out.address(), fault };
     let queue = Queue::emulated(order, false);
     // SAFETY: the kernel's parameter, with memory of 64 values.
