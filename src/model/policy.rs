@@ -134,7 +134,9 @@ impl Prepared {
 
 /// Makes [`Prepared`] of observations, on any thread and while the policy predicts.
 #[derive(Clone)]
-pub struct Preparation(Arc<dyn Fn(&Observation) -> Result<Prepared, PolicyError> + Send + Sync>);
+pub struct Preparation(Arc<Prepare>);
+
+type Prepare = dyn Fn(&Observation) -> Result<Prepared, PolicyError> + Send + Sync;
 
 impl Preparation {
     /// Prepares by a function.
