@@ -20,6 +20,8 @@ CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 # The crate whose package carries TensorRT's headers (never built), and TensorRT's own small runtime (x86_64 and aarch64).
 TENSORRT_HEADERS=trtx-sys@0.9.1
 TENSORRT_LEAN=tensorrt-lean-cu12-libs==11.4.0.106
+# The run-time compiler of the CUDA that this PyTorch is built with: 90 MB to download.
+NVRTC=nvidia-cuda-nvrtc==13.0.88
 TEST_PACKAGES=(cyclonedds==11.0.1 mcap==1.6.0 mcap-ros2-support==0.6.0 numpy==2.2.6 onnx==1.23.2 onnxruntime==1.23.2
     opencv-python-headless==4.11.0.86 pillow==12.1.1 rosbags==0.11.9
     # The makers of LeRobot's tables and videos, and an ffmpeg program: 50, 37 and 29 MB to download. These
@@ -90,6 +92,7 @@ fi
 if $with_tests; then
     install test "${TEST_PACKAGES[@]}"
     install tensorrt-lean --no-deps "$TENSORRT_LEAN"
+    install nvrtc --no-deps "$NVRTC"
     # Unpacks the package where build.rs looks for headers; outside this folder, whose lock file has nothing to do with it.
     (cd / && cargo info --quiet "$TENSORRT_HEADERS" >/dev/null) ||
         say "TensorRT's headers could not be fetched: its shim is compiled only if libnvinfer-dev is installed"

@@ -119,10 +119,12 @@ impl Candidate {
     /// Why this mode is not to be had here.
     pub fn network(&self, mode: Mode, case: &Case, device: Device) -> Result<Network, ModeError> {
         let mut network = match mode {
-            Mode::F32 => self.libtorch(case, device, Kind::Float)?,
-            Mode::Eager => self.libtorch(case, device, Kind::BFloat16)?,
-            Mode::Graph => self.captured(case, device, ExecutionMode::Graph)?,
-            Mode::GraphFused => self.captured(case, device, ExecutionMode::GraphFused)?,
+            Mode::F32 => self.without_engine(case, device, Kind::Float, ExecutionMode::Eager)?,
+            Mode::Eager => self.without_engine(case, device, Kind::BFloat16, ExecutionMode::Eager)?,
+            Mode::Graph => self.without_engine(case, device, Kind::BFloat16, ExecutionMode::Graph)?,
+            Mode::GraphFused => {
+                self.without_engine(case, device, Kind::BFloat16, ExecutionMode::GraphFused)?
+            }
             Mode::TensorRt(precision) => {
                 let Source::Checkpoint { checkpoint, embodiment, engines, .. } = &self.source else {
                     return Err(ModeError::RandomWeights);
@@ -133,7 +135,9 @@ impl Candidate {
                     return Err(ModeError::Horizon { engine, case: case.horizon });
                 }
                 let choice = EngineChoice { folder, precision, auto_build: false };
-                Network::open(checkpoint, *embodiment, device, Kind::BFloat16, Some(&choice))?
+                // As the node runs it.
+                let mode = ExecutionMode::Auto;
+                Network::open(checkpoint, *embodiment, device, Kind::BFloat16, Some(&choice), mode)?
             }
         };
         if let Some(steps) = case.steps {
@@ -142,23 +146,23 @@ impl Candidate {
         Ok(network)
     }
 
-    fn captured(&self, case: &Case, device: Device, mode: ExecutionMode) -> Result<Network, ModelError> {
-        let mut network = self.libtorch(case, device, Kind::BFloat16)?;
-        network.set_mode(mode)?;
-        Ok(network)
-    }
-
-    fn libtorch(&self, case: &Case, device: Device, kind: Kind) -> Result<Network, ModelError> {
+    fn without_engine(
+        &self,
+        case: &Case,
+        device: Device,
+        kind: Kind,
+        mode: ExecutionMode,
+    ) -> Result<Network, ModelError> {
         // No tensor's shape depends on the horizon.
         let model = ModelConfig { action_horizon: case.horizon, ..self.sizes.model.clone() };
         let eagle = &self.sizes.eagle;
         match &self.source {
             Source::Random { seed, .. } => {
                 let weights = RandomWeights::new(&model, eagle, *seed);
-                Network::load(&weights, &model, eagle, 0, device, kind)
+                Network::load_for(mode, &weights, &model, eagle, 0, device, kind)
             }
             Source::Checkpoint { checkpoint, embodiment, .. } => {
-                Network::load(&checkpoint.weights, &model, eagle, *embodiment, device, kind)
+                Network::load_for(mode, &checkpoint.weights, &model, eagle, *embodiment, device, kind)
             }
         }
     }

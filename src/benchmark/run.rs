@@ -25,10 +25,7 @@ use crate::{
         Component, ErrorStats, Gpu, Interrupt, Machine, ModeIdentity, ModeMeasurement, Options, Partial, Run,
         RunBuilder, RunError, Source, TrajectoryResult,
     },
-    model::{
-        ModelError, device::synchronize, network::Network, policy::PolicyError, probe::Probe,
-        tick::runner::TickRunner,
-    },
+    model::{ModelError, device::synchronize, network::Network, policy::PolicyError, probe::Probe},
     processor::ProcessorError,
     replay::{capture::Capture, runner::ReplayError},
 };
@@ -278,9 +275,8 @@ impl Bench<'_> {
             errors.push_pairs(chunk.iter().copied().zip(own.iter().copied()));
             measurement.actions.merge(&errors);
         }
-        // Last, since the action head is now run apart from what was captured, on the same stream.
+        // Last, since the action head is now run apart from what was captured.
         about.apart = network.runner().is_some();
-        let _entered = network.runner().map(TickRunner::enter).transpose()?;
         for capture in &reference.captures {
             self.go_on()?;
             capture.compare(&mut network, &mut measurement.denoising)?;

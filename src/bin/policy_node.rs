@@ -1,6 +1,11 @@
 //! Runs a GR00T N1.6 policy as a ROS 2 node.
 
-use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use std::{
+    fmt,
+    io::IsTerminal,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use groot_policy::{
@@ -16,7 +21,10 @@ use groot_policy::{
     },
 };
 use tracing_subscriber::{
-    EnvFilter, fmt::time::uptime, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter,
+    fmt::{format::Writer, time::FormatTime},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 const HELP: &str = "\
@@ -39,6 +47,15 @@ All parameters, annotated: config/policy.yaml. The demo: config/demo.yaml.";
 
 /// How long the end waits for the last lines of the log to be sent.
 const LAST_LINES: Duration = Duration::from_millis(100);
+
+/// Milliseconds since the start: what reads well on a terminal.
+struct SinceStart(Instant);
+
+impl FormatTime for SinceStart {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        write!(writer, "{:9.3}s", self.0.elapsed().as_secs_f64())
+    }
+}
 
 fn main() -> ExitCode {
     let arguments = match arguments::parse(std::env::args().skip(1)) {
@@ -91,7 +108,7 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
     let filter = format!("{},{LOG_DIRECTIVES}", level.as_deref().unwrap_or("info"));
     let terminal = tracing_subscriber::fmt::layer()
         .with_target(false)
-        .with_timer(uptime())
+        .with_timer(SinceStart(Instant::now()))
         .with_ansi(std::io::stdout().is_terminal());
     let (rosout_layer, rosout_queue) = rosout::layer();
     tracing_subscriber::registry()

@@ -53,6 +53,11 @@ pub enum CudaError {
         status: i32,
     },
 
+    /// A kernel did, on the emulated GPU of the tests, what it must not.
+    #[cfg(test)]
+    #[error("emulated {0}")]
+    Emulation(String),
+
     /// Sizes that the kernels are not made for.
     #[error("{what}: expected {expected}, found {found}")]
     Argument {

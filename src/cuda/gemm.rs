@@ -6,7 +6,7 @@ use super::Activation;
 use super::blas::{Blas, LibraryGemm};
 use super::error::CudaError;
 use super::gpu::{Gpu, Memory};
-use super::kernels::{FinishArguments, Kernels};
+use super::kernels::{Ahead, FinishArguments, Kernels};
 use super::module::Kernel;
 use super::queue::Queue;
 use super::skinny::{self, Skinny};
@@ -46,6 +46,7 @@ struct SkinnyArguments {
     weight: u64,
     bias: u64,
     out: u64,
+    ahead: Ahead,
     rows: i32,
     n: i32,
     k: i32,
@@ -70,6 +71,8 @@ pub struct GemmCall {
     pub out: u64,
     /// f32 (parts, rows, n): scratch for a shape with `finish`.
     pub parts: u64,
+    /// What the next product reads: the own kernel asks the L2 cache for it.
+    pub ahead: Ahead,
 }
 
 /// How a product is computed.
@@ -126,6 +129,8 @@ pub struct Gemm {
 /// Everything that products are made with.
 pub struct Gemms {
     pub(super) gpu: Gpu,
+    /// Shapes of the own kernel that are tried.
+    shapes: Vec<Skinny>,
     /// By token tiles of a block.
     pub(super) own: HashMap<usize, Vec<(Skinny, Kernel)>>,
     /// Why cuBLASLt is not there, or itself and its workspace.
@@ -149,7 +154,21 @@ impl Gemms {
                 Err(error.to_string())
             }
         };
-        Ok(Self { gpu: gpu.clone(), own: HashMap::new(), blas, table: Vec::new(), cached: HashMap::new() })
+        Ok(Self::with(gpu, skinny::all(), blas))
+    }
+
+    /// These shapes of the own kernel alone, on the emulated GPU of the tests; compiled together for so many tiles of
+    /// tokens.
+    #[cfg(test)]
+    pub fn emulated(shapes: Vec<Skinny>, tiles: &[usize]) -> Self {
+        let mut gemms = Self::with(&Gpu::emulated(), shapes, Err("the emulated GPU has none".to_owned()));
+        gemms.compile_tiles(tiles).unwrap();
+        gemms
+    }
+
+    fn with(gpu: &Gpu, shapes: Vec<Skinny>, blas: Result<(Blas, Memory), String>) -> Self {
+        let (own, cached) = (HashMap::new(), HashMap::new());
+        Self { gpu: gpu.clone(), shapes, own, blas, table: Vec::new(), cached }
     }
 
     /// What was measured so far.
@@ -165,10 +184,30 @@ impl Gemms {
     /// Compiles the own kernels for so many rows, once.
     pub(super) fn compile(&mut self, rows: usize) -> Result<usize, CudaError> {
         let (tiles, _) = skinny::token_tiles(rows);
-        if let std::collections::hash_map::Entry::Vacant(place) = self.own.entry(tiles) {
-            place.insert(skinny::compile(&self.gpu, tiles)?);
+        if !self.own.contains_key(&tiles) {
+            self.compile_tiles(&[tiles])?;
         }
         Ok(tiles)
+    }
+
+    fn compile_tiles(&mut self, all: &[usize]) -> Result<(), CudaError> {
+        let kernels = skinny::compile(&self.gpu, &self.shapes, all)?;
+        for &tiles in all {
+            self.own.entry(tiles).or_default();
+        }
+        for (shape, tiles, kernel) in kernels {
+            self.own.entry(tiles).or_default().push((shape, kernel));
+        }
+        Ok(())
+    }
+
+    /// Shapes of the own kernel that fit the GPU, compiled for so many rows.
+    ///
+    /// # Errors
+    /// No NVRTC, or one that refuses.
+    pub fn compiled(&mut self, rows: usize) -> Result<Vec<Skinny>, CudaError> {
+        let tiles = self.compile(rows)?;
+        Ok(self.own.get(&tiles).into_iter().flatten().map(|(skinny, _)| *skinny).collect())
     }
 
     /// Queues a product.
@@ -204,6 +243,7 @@ impl Gemms {
                     weight: call.weight,
                     bias: call.bias,
                     out: if finish.is_some() && direct.is_none() { call.parts } else { call.out },
+                    ahead: call.ahead,
                     rows: rows as i32,
                     n: n as i32,
                     k: k as i32,

@@ -7,10 +7,17 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use super::error::CudaError;
 use crate::engine::ComputeCapability;
 
+#[derive(Clone)]
+enum Place {
+    Device(Arc<CudaContext>),
+    #[cfg(test)]
+    Emulated,
+}
+
 /// A GPU with its primary context, the one that libtorch uses too.
 #[derive(Clone)]
 pub struct Gpu {
-    context: Arc<CudaContext>,
+    place: Place,
     capability: ComputeCapability,
     multiprocessors: u32,
     shared_per_block: u32,
@@ -46,13 +53,41 @@ impl Gpu {
             shared_per_block: ask(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             shared_per_multiprocessor: ask(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
             l2: ask(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
-            context,
+            place: Place::Device(context),
         })
+    }
+
+    /// What the tests have: the kernels run on the CPU, on its memory. It is so small that small products fill it.
+    #[cfg(test)]
+    pub fn emulated() -> Self {
+        Self::emulated_with(ComputeCapability { major: 9, minor: 0 }, 227 << 10)
+    }
+
+    /// Such a one with the limits of another generation.
+    #[cfg(test)]
+    pub(super) fn emulated_with(capability: ComputeCapability, shared_per_block: u32) -> Self {
+        Self {
+            place: Place::Emulated,
+            capability,
+            multiprocessors: 4,
+            shared_per_block,
+            shared_per_multiprocessor: shared_per_block + (1 << 10),
+            l2: 50 << 20,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_emulated(&self) -> bool {
+        matches!(self.place, Place::Emulated)
     }
 
     /// The primary context.
     pub fn context(&self) -> &Arc<CudaContext> {
-        &self.context
+        match &self.place {
+            Place::Device(context) => context,
+            #[cfg(test)]
+            Place::Emulated => panic!("an emulated GPU has no context"),
+        }
     }
 
     /// Such as 9.0.
@@ -90,7 +125,7 @@ impl Gpu {
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn new_stream(&self) -> Result<Arc<CudaStream>, CudaError> {
-        self.context.new_stream().map_err(CudaError::driver("making a stream"))
+        self.context().new_stream().map_err(CudaError::driver("making a stream"))
     }
 
     /// Someone else's stream; null is the default stream.
@@ -99,7 +134,7 @@ impl Gpu {
     /// A stream of this GPU's primary context that outlives what is returned.
     pub unsafe fn external_stream(&self, stream: *mut std::ffi::c_void) -> Arc<CudaStream> {
         // SAFETY: by this function's contract.
-        unsafe { self.context.wrap_borrowed_stream(stream.cast()) }
+        unsafe { self.context().wrap_borrowed_stream(stream.cast()) }
     }
 
     /// Memory that is not initialised.
@@ -107,17 +142,29 @@ impl Gpu {
     /// # Errors
     /// [`CudaError::Driver`], for instance when there is not enough.
     pub fn allocate(&self, bytes: usize) -> Result<Memory, CudaError> {
+        #[cfg(test)]
+        if self.is_emulated() {
+            let mut values = vec![0u128; bytes.div_ceil(16).max(1)];
+            let address = values.as_mut_ptr() as u64;
+            return Ok(Memory { place: Held::Emulated(values), address, bytes });
+        }
         let failed = || CudaError::driver(format!("allocating {bytes} bytes on the GPU"));
-        self.context.bind_to_thread().map_err(failed())?;
+        self.context().bind_to_thread().map_err(failed())?;
         // SAFETY: the address is freed once, by what is returned. CUDA refuses zero bytes.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed())?;
-        Ok(Memory { context: Arc::clone(&self.context), address, bytes })
+        Ok(Memory { place: Held::Device(Arc::clone(self.context())), address, bytes })
     }
+}
+
+enum Held {
+    Device(Arc<CudaContext>),
+    #[cfg(test)]
+    Emulated(Vec<u128>),
 }
 
 /// Device memory, freed when dropped, which waits for the GPU.
 pub struct Memory {
-    context: Arc<CudaContext>,
+    place: Held,
     address: u64,
     bytes: usize,
 }
@@ -132,13 +179,69 @@ impl Memory {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// What it holds, once the work that writes it is done.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn read(&self) -> Result<Vec<u8>, CudaError> {
+        let mut bytes = vec![0; self.bytes];
+        match &self.place {
+            Held::Device(context) => {
+                let failed = || CudaError::driver(format!("reading {} bytes from the GPU", self.bytes));
+                context.bind_to_thread().map_err(failed())?;
+                // SAFETY: so many bytes were allocated there.
+                unsafe { result::memcpy_dtoh_sync(&mut bytes, self.address) }.map_err(failed())?;
+            }
+            #[cfg(test)]
+            // SAFETY: as above; the vector is kept.
+            Held::Emulated(_) => unsafe {
+                std::ptr::copy_nonoverlapping(self.address as *const u8, bytes.as_mut_ptr(), self.bytes);
+            },
+        }
+        Ok(bytes)
+    }
+
+    /// Fills it from its start.
+    ///
+    /// # Errors
+    /// More bytes than there are; [`CudaError::Driver`].
+    pub fn write(&self, bytes: &[u8]) -> Result<(), CudaError> {
+        if bytes.len() > self.bytes {
+            let expected = format!("at most {}", self.bytes);
+            return Err(CudaError::argument("bytes for the GPU's memory", expected, bytes.len()));
+        }
+        match &self.place {
+            Held::Device(context) => {
+                let failed = || CudaError::driver(format!("writing {} bytes to the GPU", bytes.len()));
+                context.bind_to_thread().map_err(failed())?;
+                // SAFETY: so many bytes were allocated there.
+                unsafe { result::memcpy_htod_sync(self.address, bytes) }.map_err(failed())
+            }
+            #[cfg(test)]
+            Held::Emulated(_) => {
+                // SAFETY: as above; the vector is kept.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address as *mut u8, bytes.len());
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: the address came from `malloc_sync` and is freed only here. `cuMemFree` waits for the work queued.
-            let _ = unsafe { result::free_sync(self.address) };
+        match &self.place {
+            Held::Device(context) => {
+                if context.bind_to_thread().is_ok() {
+                    // SAFETY: the address came from `malloc_sync` and is freed only here. `cuMemFree` waits for the work
+                    // queued.
+                    let _ = unsafe { result::free_sync(self.address) };
+                }
+            }
+            #[cfg(test)]
+            Held::Emulated(values) => debug_assert_eq!(values.as_ptr() as u64, self.address),
         }
     }
 }

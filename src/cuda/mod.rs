@@ -13,6 +13,11 @@
 //! The driver, NVRTC and cuBLASLt are loaded when they are first wanted.
 
 mod blas;
+mod check;
+#[cfg(test)]
+mod compiled;
+#[cfg(test)]
+pub(crate) mod emulation;
 mod error;
 mod gemm;
 mod gpu;
@@ -22,6 +27,7 @@ mod module;
 mod nvrtc;
 mod queue;
 mod skinny;
+mod source;
 mod tune;
 
 pub use blas::Blas;
@@ -29,8 +35,9 @@ pub use error::CudaError;
 pub use gemm::{Gemm, GemmCall, GemmShape, Gemms, Plan};
 pub use gpu::{Gpu, Memory};
 pub use kernels::{
-    AttentionArguments, BackboneNormArguments, BiasActivationArguments, EulerArguments, FinishArguments,
-    Kernels, NormArguments, RotaryArguments, StartArguments, SwigluArguments, attention_shared,
+    Ahead, AttentionArguments, BackboneNormArguments, BiasActivationArguments, EulerArguments,
+    FinishArguments, Kernels, NormArguments, RotaryArguments, StartArguments, SwigluArguments,
+    attention_shared,
 };
 pub use module::{Kernel, Module};
 pub use nvrtc::{Code, Nvrtc, Target};

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
 
+#[cfg(test)]
+use super::emulation;
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::nvrtc::Code;
@@ -13,9 +15,15 @@ use super::nvrtc::Code;
 const UNASKED_SHARED: u32 = 48 << 10;
 
 /// Compiled code in the GPU.
-pub struct Module {
-    context: Arc<CudaContext>,
-    module: sys::CUmodule,
+pub struct Module(Loaded);
+
+enum Loaded {
+    Device {
+        context: Arc<CudaContext>,
+        module: sys::CUmodule,
+    },
+    #[cfg(test)]
+    Emulated(Arc<emulation::Library>),
 }
 
 // SAFETY: CUDA's modules have no ties to a thread.
@@ -33,7 +41,12 @@ impl Module {
         gpu.context().bind_to_thread().map_err(failed())?;
         // SAFETY: a cubin, or PTX that ends with a zero: `Code` holds nothing else.
         let module = unsafe { result::module::load_data(code.0.as_ptr().cast()) }.map_err(failed())?;
-        Ok(Arc::new(Self { context: Arc::clone(gpu.context()), module }))
+        Ok(Arc::new(Self(Loaded::Device { context: Arc::clone(gpu.context()), module })))
+    }
+
+    #[cfg(test)]
+    pub(super) fn emulated(library: Arc<emulation::Library>) -> Arc<Self> {
+        Arc::new(Self(Loaded::Emulated(library)))
     }
 
     /// A kernel by its name, `shared` bytes of dynamic shared memory allowed.
@@ -41,13 +54,21 @@ impl Module {
     /// # Errors
     /// [`CudaError::Driver`]: there is no such kernel, or so much shared memory is not to be had.
     pub fn kernel(self: &Arc<Self>, name: &str, shared: u32) -> Result<Kernel, CudaError> {
+        let (context, module) = match &self.0 {
+            Loaded::Device { context, module } => (context, *module),
+            #[cfg(test)]
+            Loaded::Emulated(library) => {
+                let function = Function::Emulated(emulation::Function::new(library, name)?);
+                return Ok(Kernel { function, name: name.to_owned(), shared: shared.max(UNASKED_SHARED) });
+            }
+        };
         let failed =
             || CudaError::driver(format!("taking the kernel {name} with {shared} bytes of shared memory"));
         let c_name = CString::new(name).map_err(|_| CudaError::argument("kernel", "a name", name))?;
-        self.context.bind_to_thread().map_err(failed())?;
+        context.bind_to_thread().map_err(failed())?;
         use sys::CUfunction_attribute as A;
         // SAFETY: the module is loaded, and kept by the kernel.
-        let function = unsafe { result::module::get_function(self.module, c_name) }.map_err(failed())?;
+        let function = unsafe { result::module::get_function(module, c_name) }.map_err(failed())?;
         let set = |attribute, value: u32| {
             // SAFETY: a function of a module that is loaded.
             unsafe { result::function::set_function_attribute(function, attribute, value as i32) }
@@ -60,8 +81,7 @@ impl Module {
         // kernels are to run side by side.
         set(A::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
         Ok(Kernel {
-            _module: Arc::clone(self),
-            function,
+            function: Function::Device { _module: Arc::clone(self), function },
             name: name.to_owned(),
             shared: shared.max(UNASKED_SHARED),
         })
@@ -70,18 +90,33 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: loaded once, unloaded only here. Kernels keep the module.
-            let _ = unsafe { result::module::unload(self.module) };
+        match &self.0 {
+            Loaded::Device { context, module } => {
+                if context.bind_to_thread().is_ok() {
+                    // SAFETY: loaded once, unloaded only here. Kernels keep the module.
+                    let _ = unsafe { result::module::unload(*module) };
+                }
+            }
+            #[cfg(test)]
+            Loaded::Emulated(..) => {}
         }
     }
+}
+
+#[derive(Clone)]
+pub(super) enum Function {
+    Device {
+        _module: Arc<Module>,
+        function: sys::CUfunction,
+    },
+    #[cfg(test)]
+    Emulated(emulation::Function),
 }
 
 /// One kernel.
 #[derive(Clone)]
 pub struct Kernel {
-    _module: Arc<Module>,
-    pub(super) function: sys::CUfunction,
+    pub(super) function: Function,
     pub(super) name: String,
     /// Bytes of dynamic shared memory that a launch may ask for.
     pub(super) shared: u32,

@@ -142,6 +142,20 @@ impl Nvrtc {
     /// # Errors
     /// [`CudaError::Compile`] with the compiler's messages.
     pub fn compile(&self, name: &str, source: &str, target: Target) -> Result<Code, CudaError> {
+        self.compile_with(name, source, target, &[]).map(|(code, _)| code)
+    }
+
+    /// The same with more options, and the compiler's messages.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    pub(super) fn compile_with(
+        &self,
+        name: &str,
+        source: &str,
+        target: Target,
+        more: &[&str],
+    ) -> Result<(Code, String), CudaError> {
         let failed = |log: String| CudaError::Compile {
             source_name: name.to_owned(),
             target: target.to_string(),
@@ -149,11 +163,10 @@ impl Nvrtc {
         };
         let text = |text: &str| CString::new(text).map_err(|_| failed("a zero in the source".to_owned()));
         let (c_source, c_name) = (text(source)?, text(name)?);
-        let options = [
-            text(&format!("--gpu-architecture={target}"))?,
-            text("--std=c++17")?,
-            text("--disable-warnings")?,
-        ];
+        let target_option = format!("--gpu-architecture={target}");
+        let options = [target_option.as_str(), "--std=c++17", "--disable-warnings"].into_iter();
+        let options: Vec<CString> =
+            options.chain(more.iter().copied()).map(text).collect::<Result<_, _>>()?;
         let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         let mut program = std::ptr::null_mut();
         // SAFETY: the strings end with a zero and outlive the program, which is destroyed below; buffers have the sizes
@@ -177,7 +190,10 @@ impl Nvrtc {
             let log = Self::fetch(program, self.log_size, self.log).unwrap_or_default();
             (self.destroy)(&mut program);
             let log = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
-            result.ok_or_else(|| failed(format!("status {code}: {log}")))
+            match result {
+                Some(result) => Ok((result, log.into_owned())),
+                None => Err(failed(format!("status {code}: {log}"))),
+            }
         }
     }
 

@@ -7,7 +7,14 @@ use std::sync::Arc;
 use cudarc::driver::{CudaGraph, CudaStream, result, sys};
 
 use super::error::CudaError;
-use super::module::Kernel;
+use super::gpu::Gpu;
+use super::module::{Function, Kernel};
+
+enum Place {
+    Stream(Arc<CudaStream>),
+    #[cfg(test)]
+    Emulated(super::emulation::Stream),
+}
 
 /// A stream that kernels are queued on, one after the other.
 ///
@@ -15,7 +22,7 @@ use super::module::Kernel;
 /// of this crate calls that before it reads what others wrote and before it writes. The first kernel of a queue, and one
 /// behind foreign work, waits for everything.
 pub struct Queue {
-    stream: Arc<CudaStream>,
+    place: Place,
     overlap: bool,
     follows: Cell<bool>,
 }
@@ -23,12 +30,47 @@ pub struct Queue {
 impl Queue {
     /// Queues on `stream`. `overlap` only where [`Gpu::overlaps`](super::Gpu::overlaps).
     pub fn new(stream: Arc<CudaStream>, overlap: bool) -> Self {
-        Self { stream, overlap, follows: Cell::new(false) }
+        Self { place: Place::Stream(stream), overlap, follows: Cell::new(false) }
+    }
+
+    /// Queues on a new stream, kernels overlapping where the GPU can.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn of_its_own(gpu: &Gpu) -> Result<Self, CudaError> {
+        #[cfg(test)]
+        if gpu.is_emulated() {
+            return Ok(Self::emulated(super::emulation::Order::Descending, true));
+        }
+        Ok(Self::new(gpu.new_stream()?, gpu.overlaps()))
+    }
+
+    /// Queues on the emulated GPU of the tests.
+    #[cfg(test)]
+    pub fn emulated(order: super::emulation::Order, overlap: bool) -> Self {
+        let place = Place::Emulated(super::emulation::Stream::new(order));
+        Self { place, overlap, follows: Cell::new(false) }
+    }
+
+    /// Waits until what was queued is done.
+    ///
+    /// # Errors
+    /// What went wrong with it.
+    pub fn finish(&self) -> Result<(), CudaError> {
+        match &self.place {
+            Place::Stream(stream) => stream.synchronize().map_err(CudaError::driver("waiting for the GPU")),
+            #[cfg(test)]
+            Place::Emulated(stream) => stream.finish(),
+        }
     }
 
     /// The stream.
     pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+        match &self.place {
+            Place::Stream(stream) => stream,
+            #[cfg(test)]
+            Place::Emulated(_) => panic!("an emulated GPU has no streams"),
+        }
     }
 
     /// Tells that something else than this queue's kernels was queued.
@@ -64,8 +106,20 @@ impl Queue {
                 found: format!("{grid:?} and {shared} for {}", kernel.name),
             });
         }
+        let early = self.overlap && self.follows.get();
+        let function = match &kernel.function {
+            Function::Device { function, .. } => *function,
+            #[cfg(test)]
+            Function::Emulated(function) => {
+                let Place::Emulated(stream) = &self.place else { panic!("an emulated kernel on a stream") };
+                let follows = (self.overlap, self.follows.replace(true));
+                // SAFETY: by this function's contract.
+                return unsafe { stream.launch(function, (grid, threads, shared), arguments, follows) };
+            }
+        };
+        let stream = self.stream();
         let failed = || CudaError::driver(format!("queueing the kernel {}", kernel.name));
-        self.stream.context().bind_to_thread().map_err(failed())?;
+        stream.context().bind_to_thread().map_err(failed())?;
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -79,17 +133,15 @@ impl Queue {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: shared,
-            hStream: self.stream.cu_stream(),
+            hStream: stream.cu_stream(),
             attrs: &mut attribute,
-            numAttrs: u32::from(self.overlap && self.follows.get()),
+            numAttrs: u32::from(early),
         };
         let mut parameters: [*mut c_void; 1] = [std::ptr::from_ref(arguments).cast_mut().cast()];
         // SAFETY: CUDA copies configuration and parameters before it comes back; the rest by this function's contract.
-        unsafe {
-            sys::cuLaunchKernelEx(&config, kernel.function, parameters.as_mut_ptr(), std::ptr::null_mut())
-        }
-        .result()
-        .map_err(failed())?;
+        unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(failed())?;
         self.follows.set(true);
         Ok(())
     }

@@ -3,8 +3,8 @@
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::kernels;
-use super::module::{Kernel, Module};
-use super::nvrtc::Nvrtc;
+use super::module::Kernel;
+use super::source::{self, Source};
 
 /// Tokens of a tile of the tensor core's second operand.
 const TOKEN_TILE: usize = 8;
@@ -107,10 +107,10 @@ impl Skinny {
         )
     }
 
-    fn symbol(&self) -> String {
+    fn symbol(&self, tiles: usize) -> String {
         let Self { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } = self;
         format!(
-            "gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}_{cluster}"
+            "gemm_{column_tiles}_{column_warps}_{depth_warps}_{depth_blocks}_{stages}_{producers}_{cluster}_{tiles}"
         )
     }
 
@@ -130,49 +130,51 @@ pub(super) fn token_tiles(rows: usize) -> (usize, usize) {
     (tiles.div_ceil(blocks), blocks)
 }
 
-/// The kernels of these shapes for blocks of so many tiles of tokens.
-pub(super) fn source(shapes: &[Skinny], tiles: usize) -> String {
-    let instances: String = shapes
-        .iter()
-        .map(|shape| {
-            let Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } = shape;
-            let parameters = format!(
-                "{}, {column_tiles}, {column_warps}, {depth_warps}, {depth_blocks}, {stages}, {tiles}, {producers}",
-                shape.symbol()
-            );
-            match cluster {
-                1 => format!("GEMM_KERNEL({parameters})\n"),
-                _ => format!("GEMM_CLUSTER_KERNEL({parameters}, {cluster})\n"),
-            }
-        })
-        .collect();
-    kernels::source(kernels::GEMM, &instances)
+/// The kernels of these shapes, each for blocks of so many tiles of tokens.
+pub(super) fn source(instances: &[(Skinny, usize)]) -> Source {
+    let instance = |(shape, tiles): &(Skinny, usize)| {
+        let Skinny { column_tiles, column_warps, depth_warps, depth_blocks, stages, producers, cluster } =
+            shape;
+        let parameters = format!(
+            "{}, {column_tiles}, {column_warps}, {depth_warps}, {depth_blocks}, {stages}, {tiles}, {producers}",
+            shape.symbol(*tiles)
+        );
+        match cluster {
+            1 => format!("GEMM_KERNEL({parameters})\n"),
+            _ => format!("GEMM_CLUSTER_KERNEL({parameters}, {cluster})\n"),
+        }
+    };
+    Source { name: "gemm.cu", file: kernels::GEMM, instances: instances.iter().map(instance).collect() }
 }
 
-/// Compiles the shapes that fit, side by side on the machine's cores.
-pub(super) fn compile(gpu: &Gpu, tiles: usize) -> Result<Vec<(Skinny, Kernel)>, CudaError> {
-    use rayon::prelude::*;
-    let nvrtc = Nvrtc::load()?;
-    let target = nvrtc.target(gpu.capability());
-    let fitting: Vec<Skinny> = Skinny::ALL
-        .into_iter()
-        .flat_map(|shape| {
-            [1].into_iter().chain(Skinny::CLUSTERS).map(move |cluster| shape.in_clusters(cluster))
-        })
-        .filter(|shape| shape.fits(gpu, tiles))
+/// All shapes, alone and in clusters.
+pub(super) fn all() -> Vec<Skinny> {
+    let sizes = |shape: Skinny| [1].into_iter().chain(Skinny::CLUSTERS).map(move |n| shape.in_clusters(n));
+    Skinny::ALL.into_iter().flat_map(sizes).collect()
+}
+
+/// Compiles those of `shapes` that fit for blocks of so many tiles of tokens, side by side on the machine's cores.
+pub(super) fn compile(
+    gpu: &Gpu,
+    shapes: &[Skinny],
+    tiles: &[usize],
+) -> Result<Vec<(Skinny, usize, Kernel)>, CudaError> {
+    let instances: Vec<(Skinny, usize)> = tiles
+        .iter()
+        .flat_map(|&tiles| shapes.iter().map(move |&shape| (shape, tiles)))
+        .filter(|(shape, tiles)| shape.fits(gpu, *tiles))
         .collect();
-    let code: Vec<_> = fitting
-        .par_iter()
-        .map(|shape| nvrtc.compile("gemm.cu", &source(std::slice::from_ref(shape), tiles), target))
-        .collect::<Result<_, _>>()?;
-    fitting
-        .into_iter()
-        .zip(code)
-        .map(|(shape, code)| {
-            let kernel = Module::load(gpu, &code)?.kernel(&shape.symbol(), shape.shared(tiles) as u32)?;
-            Ok((shape, kernel))
-        })
-        .collect()
+    let groups: Vec<&[(Skinny, usize)]> = instances.chunks(source::group(gpu)).collect();
+    let sources: Vec<Source> = groups.iter().map(|group| source(group)).collect();
+    let modules = source::compile_all(gpu, &sources)?;
+    let mut kernels = Vec::with_capacity(instances.len());
+    for (group, module) in groups.into_iter().zip(modules) {
+        for &(shape, tiles) in group {
+            let kernel = module.kernel(&shape.symbol(tiles), shape.shared(tiles) as u32)?;
+            kernels.push((shape, tiles, kernel));
+        }
+    }
+    Ok(kernels)
 }
 
 #[cfg(test)]

@@ -53,6 +53,11 @@ impl Backbone {
         })
     }
 
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// The vision tower.
     pub fn vision(&mut self) -> &mut VisionTower {
         &mut self.vision

@@ -246,7 +246,12 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// Reads `weight` and `bias`.
     pub fn load(at: &Loader, eps: f64) -> Result<Self, ModelError> {
-        Ok(Self { weight: at.tensor("weight")?, bias: at.tensor("bias")?, eps })
+        Ok(Self::new(at.tensor("weight")?, at.tensor("bias")?, eps))
+    }
+
+    /// From a weight and a bias that are there already.
+    pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
+        Self { weight, bias, eps }
     }
 
     /// Weight, bias, epsilon.

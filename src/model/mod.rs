@@ -15,6 +15,7 @@
 //! | [`embodiment`] | state encoder, action encoder and action decoder of one embodiment |
 //! | [`action_head`] | denoising: noise in, normalised action chunk out |
 //! | [`network`] | all of it: model inputs and noise in, normalised action chunk out |
+//! | `selection`, `trial` | head and operators by execution mode, trusted once they have agreed with the plain ones |
 //! | [`tick`] | the tick in memory that stays, captured as CUDA graphs |
 //! | [`random`] | weights from a seed in place of a checkpoint |
 //! | [`policy`] | observation in, physical actions out |
@@ -37,6 +38,7 @@ pub mod operators;
 pub mod policy;
 pub mod probe;
 pub mod random;
+mod selection;
 pub mod sequence;
 #[cfg(test)]
 mod small;
@@ -45,6 +47,7 @@ pub mod tensorrt;
 pub mod thread;
 pub mod tick;
 pub mod tokens;
+mod trial;
 pub mod velocity;
 pub mod vision;
 
@@ -92,6 +95,18 @@ pub enum ModelError {
     /// What the denoising steps are conditioned on could not be computed from the checkpoint.
     #[error(transparent)]
     Onnx(#[from] crate::onnx::OnnxError),
+    /// Two ways to compute the same thing came to different results.
+    #[error(
+        "{what} disagree with the plain computation on this device: cosine {cosine:.6}, expected at least {}; \
+         choose the mode graph or eager, and please report the device",
+        trial::LEAST_COSINE
+    )]
+    Disagreement {
+        /// What was tried.
+        what: &'static str,
+        /// Of the angle between the results.
+        cosine: f64,
+    },
     /// The inputs do not fit the model or each other.
     #[error("{what}: expected {expected}, found {found}")]
     Input {

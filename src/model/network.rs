@@ -12,12 +12,12 @@ use super::{
     ModelError,
     action_head::{ActionHead, Pull},
     backbone::Backbone,
-    cuda::{self, Stream},
+    cuda::{self, EnteredStream, Stream},
     device::synchronize,
-    dit::TorchDit,
     layers::{Loader, WeightSource},
     operators::BackboneOperators,
     probe::Probe,
+    selection::{Selection, Sizes, select},
     tick::{Parts, TickInputs, captured::Split, runner::TickRunner},
 };
 use crate::{
@@ -48,6 +48,9 @@ pub struct Network {
     stream: Option<Stream>,
     /// What ticks that are not eager use between joined products of the backbone; None for the plain path.
     operators: Option<Box<dyn BackboneOperators>>,
+    /// Whether what was loaded are the parts of `graph-fused`; and why not, where `auto` did without.
+    fused: bool,
+    without: Option<String>,
     prefix_reuse: bool,
     backbone: Backbone,
     head: ActionHead,
@@ -57,7 +60,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Loads what inference needs from `source`; the denoising steps run on libtorch.
+    /// Loads what inference needs from `source`, on libtorch, eager.
     ///
     /// # Errors
     /// The source lacks a tensor, or there is no memory for it.
@@ -70,61 +73,81 @@ impl Network {
         kind: Kind,
     ) -> Result<Self, ModelError> {
         let root = Loader::new(source, device, kind);
-        let at = root.at("action_head");
-        let dit = Box::new(TorchDit::load(&at.at("model"), model)?);
-        let head = ActionHead::load(&at, model, embodiment, dit)?;
-        Self::with_head(&root, model, eagle, head)
+        Self::assemble(ExecutionMode::Eager, &root, Sizes { model, eagle, embodiment }, None)
     }
 
-    /// Loads a checkpoint; `engine` is the TensorRT engine that denoises, where one is to.
+    /// Loads from `source` what `mode` runs on, and chooses that mode.
     ///
     /// # Errors
-    /// As [`load`](Self::load), or there is no such engine.
+    /// As [`load`](Self::load), or the mode cannot be had here. `Auto` always can.
+    pub fn load_for<'a>(
+        mode: ExecutionMode,
+        source: impl Into<WeightSource<'a>>,
+        model: &ModelConfig,
+        eagle: &EagleConfig,
+        embodiment: usize,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, ModelError> {
+        let root = Loader::new(source, device, kind);
+        Self::assemble(mode, &root, Sizes { model, eagle, embodiment }, None)
+    }
+
+    /// Loads what `mode` runs on from a checkpoint, and chooses that mode; `engine` is the TensorRT engine that denoises,
+    /// where one is to.
+    ///
+    /// # Errors
+    /// As [`load_for`](Self::load_for), or there is no such engine.
     pub fn open(
         checkpoint: &Arc<Checkpoint>,
         embodiment: usize,
         device: Device,
         kind: Kind,
         engine: Option<&EngineChoice>,
+        mode: ExecutionMode,
     ) -> Result<Self, ModelError> {
-        let (model, eagle) = (&checkpoint.config, &checkpoint.eagle);
-        let Some(choice) = engine else {
-            return Self::load(&checkpoint.weights, model, eagle, embodiment, device, kind);
-        };
+        let sizes = Sizes { model: &checkpoint.config, eagle: &checkpoint.eagle, embodiment };
         let root = Loader::new(&checkpoint.weights, device, kind);
         // The engine comes first: it is the largest piece of memory, and where it does not fit, that is soon said.
-        let head = engine_head(&root.at("action_head"), checkpoint, embodiment, choice)?;
-        Self::with_head(&root, model, eagle, head)
+        let at = root.at("action_head");
+        let head = engine.map(|choice| engine_head(&at, checkpoint, embodiment, choice)).transpose()?;
+        Self::assemble(mode, &root, sizes, head)
     }
 
-    fn with_head(
+    fn assemble(
+        mode: ExecutionMode,
         root: &Loader,
-        model: &ModelConfig,
-        eagle: &EagleConfig,
-        head: ActionHead,
+        sizes: Sizes,
+        engine: Option<ActionHead>,
     ) -> Result<Self, ModelError> {
-        let backbone = Backbone::load(&root.at("backbone.model"), model, eagle)?;
+        let mut backbone = Backbone::load(&root.at("backbone.model"), sizes.model, sizes.eagle)?;
+        let Selection { head, operators, without } = select(mode, root, sizes, &mut backbone, engine)?;
         let default_steps = head.steps();
-        let mode = (ExecutionMode::Eager, None);
         let (device, kind) = (root.device(), root.kind());
-        Ok(Self {
+        let mut network = Self {
             runner: None,
-            mode,
+            mode: (ExecutionMode::Eager, None),
             stream: None,
-            operators: None,
+            fused: operators.is_some(),
+            without,
+            operators,
             prefix_reuse: false,
             backbone,
             head,
             default_steps,
             device,
             kind,
-        })
+        };
+        if mode != ExecutionMode::Eager {
+            network.set_mode(mode)?;
+        }
+        Ok(network)
     }
 
-    /// Chooses how the network is executed; a new one is eager. What was captured before is let go.
+    /// Chooses how the network is executed, among the modes that it was loaded for. What was captured before is let go.
     ///
     /// # Errors
-    /// The mode cannot be had here. `Auto` always can.
+    /// The mode cannot be had here, or runs on other parts than those that were loaded. `Auto` always can be had.
     pub fn set_mode(&mut self, mode: ExecutionMode) -> Result<(), ModelError> {
         self.set_mode_split(mode, Split::default())
     }
@@ -134,29 +157,42 @@ impl Network {
     /// # Errors
     /// As there.
     pub fn set_mode_split(&mut self, mode: ExecutionMode, split: Split) -> Result<(), ModelError> {
+        let fits = match mode {
+            ExecutionMode::Auto => true,
+            ExecutionMode::Eager | ExecutionMode::Graph => !self.fused,
+            ExecutionMode::GraphFused => self.fused,
+        };
+        if !fits {
+            let loaded = if self.fused {
+                "fused kernels: auto or graph-fused"
+            } else {
+                "plain operators: auto, eager or graph"
+            };
+            return Err(ModelError::Input {
+                what: "execution mode",
+                expected: format!("one for a network that was loaded with {loaded}"),
+                found: format!("{mode}; load the network for that mode"),
+            });
+        }
         let (runner, mode) = match mode {
             ExecutionMode::Eager => (None, (mode, None)),
-            ExecutionMode::Graph => (Some(self.capturing(split)?), (mode, None)),
-            ExecutionMode::GraphFused => {
-                return Err(ModelError::Input {
-                    what: "execution mode",
-                    expected: "auto, eager or graph".to_owned(),
-                    found: format!("{mode}, whose kernels this program does not have"),
-                });
-            }
+            ExecutionMode::Graph | ExecutionMode::GraphFused => (Some(self.capturing(split)?), (mode, None)),
             ExecutionMode::Auto if !self.device.is_cuda() => {
                 (None, (ExecutionMode::Eager, Some("CUDA graphs need a GPU".to_owned())))
             }
-            ExecutionMode::Auto if !self.head.engine().capturable() => {
-                let why = "the engine that denoises queues its own graphs".to_owned();
-                (None, (ExecutionMode::Eager, Some(why)))
-            }
-            ExecutionMode::Auto => match self.capturing(split) {
-                Ok(runner) => {
+            ExecutionMode::Auto => match (self.capturing(split), self.fused, &self.without) {
+                (Ok(runner), true, _) => {
                     let why = "the fastest that works on this GPU".to_owned();
+                    (Some(runner), (ExecutionMode::GraphFused, Some(why)))
+                }
+                (Ok(runner), false, without) => {
+                    let why = match without {
+                        Some(reason) => format!("without fused kernels, since {reason}"),
+                        None => "fused kernels compute in bf16 on a GPU".to_owned(),
+                    };
                     (Some(runner), (ExecutionMode::Graph, Some(why)))
                 }
-                Err(error) => (None, (ExecutionMode::Eager, Some(error.to_string()))),
+                (Err(error), ..) => (None, (ExecutionMode::Eager, Some(error.to_string()))),
             },
         };
         (self.runner, self.mode) = (runner, mode);
@@ -233,6 +269,15 @@ impl Network {
         self.runner.as_ref()
     }
 
+    /// Makes the network's stream the current one, until the returned value is dropped: for whoever uses backbone or head
+    /// apart from [`run`](Self::run), since in captured modes neither is on the default stream.
+    ///
+    /// # Errors
+    /// CUDA refuses.
+    pub fn enter(&self) -> Result<Option<EnteredStream>, ModelError> {
+        Ok(self.runner.as_ref().map(TickRunner::enter).transpose()?.flatten())
+    }
+
     /// Backbone and action head at once.
     pub fn parts(&mut self) -> Parts<'_> {
         Parts {
@@ -274,7 +319,9 @@ impl Network {
             ExecutionMode::Eager => "",
             _ => " as CUDA graphs",
         };
-        let backbone = format!("libtorch {:?} on {:?}{graphs}", self.kind, self.device);
+        let operators = self.operators.as_ref().filter(|_| self.runner.is_some());
+        let operators = operators.map_or_else(String::new, |own| format!(" with {}", own.identity()));
+        let backbone = format!("libtorch {:?} on {:?}{operators}{graphs}", self.kind, self.device);
         let captured = if self.head.engine().capturable() { graphs } else { "" };
         (backbone, format!("{}{captured}", self.head.engine().identity()))
     }
@@ -320,7 +367,7 @@ impl Network {
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, StageTimes), ModelError> {
         // All of the network's work is on one stream, whether captured or not.
-        let _entered = self.runner.as_ref().map(TickRunner::enter).transpose()?;
+        let _entered = self.enter()?;
         if let Some(runner) = &mut self.runner
             && !probe.is_on()
         {

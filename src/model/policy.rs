@@ -241,12 +241,12 @@ impl Policy {
         )?;
         let processor = Processor::load(&checkpoint, options.tokenizer.as_deref(), &options.embodiment)?;
         let embodiment = processor.embodiment_index();
+        let engine = options.engine.as_ref();
         let mut network =
-            Network::open(&Arc::new(checkpoint), embodiment, device, kind, options.engine.as_ref())?;
+            Network::open(&Arc::new(checkpoint), embodiment, device, kind, engine, options.mode)?;
         if let Some(steps) = options.denoising_steps {
             network.set_denoising_steps(steps)?;
         }
-        network.set_mode(options.mode)?;
         Ok(Self { processor: Arc::new(processor), network })
     }
 

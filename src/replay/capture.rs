@@ -87,6 +87,7 @@ impl Capture {
             let found = found.to_string();
             return Err(ModelError::Input { what: "denoising steps", expected, found }.into());
         }
+        let _entered = network.enter()?;
         let tokens = self.condition(network)?;
         for (step, captured) in self.steps.iter().enumerate() {
             let actions = captured.actions.f_to_device(tokens.device()).map_err(ModelError::from)?;
@@ -103,6 +104,7 @@ impl Capture {
     /// # Errors
     /// The head refuses.
     pub fn time_denoising(&self, network: &mut Network) -> Result<Duration, ReplayError> {
+        let _entered = network.enter()?;
         let tokens = self.condition(network)?;
         let Some(first) = self.steps.first() else { return Ok(Duration::ZERO) };
         let device = tokens.device();

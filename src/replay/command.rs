@@ -36,9 +36,9 @@ use crate::{
 pub struct Command {
     #[command(flatten)]
     pub recording: RecordingOptions,
-    /// What runs the network, the reference first: torch, torch-graph, torch-f32, torch-bf16, tensorrt-fp32, tensorrt-fp16,
-    /// tensorrt-bf16, tensorrt-int8
-    #[arg(long, value_delimiter = ',', default_value = "torch", value_name = "MODE,..")]
+    /// What runs the network, the reference first: auto (as policy_node does by default), torch, torch-graph,
+    /// torch-graph-fused, torch-f32, torch-bf16, tensorrt-fp32, tensorrt-fp16, tensorrt-bf16, tensorrt-int8
+    #[arg(long, value_delimiter = ',', default_value = "auto", value_name = "MODE,..")]
     pub modes: Vec<Mode>,
     /// Folder of engine_builder's engines, for the tensorrt modes; wins over tensorrt.engines
     #[arg(long, value_name = "DIR")]

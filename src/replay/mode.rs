@@ -14,10 +14,15 @@ use crate::{
 /// A way to run the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// libtorch in the device's own type: bf16 on CUDA, f32 on the CPU.
+    /// libtorch in the device's own type (bf16 on CUDA, f32 on the CPU), in the fastest way that is verified there: what
+    /// policy_node does by default.
+    Auto,
+    /// libtorch in the device's own type, operation by operation.
     Torch,
     /// The same, captured as CUDA graphs.
     TorchGraph,
+    /// The same with fused kernels.
+    TorchGraphFused,
     /// libtorch in f32.
     TorchF32,
     /// libtorch in bf16.
@@ -31,9 +36,11 @@ pub enum Mode {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
+        Self::Auto,
         Self::Torch,
         Self::TorchGraph,
+        Self::TorchGraphFused,
         Self::TorchF32,
         Self::TorchBf16,
         Self::TensorRtFp32,
@@ -45,8 +52,10 @@ impl Mode {
     /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Torch => "torch",
             Self::TorchGraph => "torch-graph",
+            Self::TorchGraphFused => "torch-graph-fused",
             Self::TorchF32 => "torch-f32",
             Self::TorchBf16 => "torch-bf16",
             Self::TensorRtFp32 => "tensorrt-fp32",
@@ -59,7 +68,12 @@ impl Mode {
     /// What its engine computes in; None where libtorch runs everything.
     pub fn precision(self) -> Option<Precision> {
         match self {
-            Self::Torch | Self::TorchGraph | Self::TorchF32 | Self::TorchBf16 => None,
+            Self::Auto
+            | Self::Torch
+            | Self::TorchGraph
+            | Self::TorchGraphFused
+            | Self::TorchF32
+            | Self::TorchBf16 => None,
             Self::TensorRtFp32 => Some(Precision::Fp32),
             Self::TensorRtFp16 => Some(Precision::Fp16),
             Self::TensorRtBf16 => Some(Precision::Bf16),
@@ -67,11 +81,17 @@ impl Mode {
         }
     }
 
-    /// How the network is executed.
+    /// How the network is executed: with an engine as the node does it, by libtorch as the name says.
     pub fn execution(self) -> ExecutionMode {
         match self {
+            Self::Torch | Self::TorchF32 | Self::TorchBf16 => ExecutionMode::Eager,
             Self::TorchGraph => ExecutionMode::Graph,
-            _ => ExecutionMode::Eager,
+            Self::TorchGraphFused => ExecutionMode::GraphFused,
+            Self::Auto
+            | Self::TensorRtFp32
+            | Self::TensorRtFp16
+            | Self::TensorRtBf16
+            | Self::TensorRtInt8 => ExecutionMode::Auto,
         }
     }
 
@@ -138,6 +158,7 @@ mod tests {
         assert_eq!(Mode::Torch.options(&hybrid, Path::new("engines"), true).engine, None);
         assert_eq!(Mode::TorchGraph.options(&hybrid, Path::new("engines"), true).mode, ExecutionMode::Graph);
         assert_eq!(Mode::Torch.options(&base, Path::new("engines"), true).mode, ExecutionMode::Eager);
+        assert_eq!(hybrid.mode, ExecutionMode::Auto);
         let error = "tensorflow".parse::<Mode>().unwrap_err().to_string();
         assert!(error.contains("torch-bf16") && error.contains("\"tensorflow\""), "{error}");
     }

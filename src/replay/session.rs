@@ -151,7 +151,7 @@ impl Session {
         let per_mode: u64 = expected.iter().map(|(_, observations)| observations).sum();
         let total = per_mode.saturating_mul(replay.modes.len() as u64);
         let session = Self {
-            reference: replay.modes.first().copied().unwrap_or(Mode::Torch),
+            reference: replay.modes.first().copied().unwrap_or(Mode::Auto),
             head,
             identities,
             results,

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use crate::checkpoint_writer::{Tensors, read_json};
 use crate::fixture::Fixture;
 use crate::quantise::{golden_steps, measured_ranges};
-use crate::runner::{Moved, Runner, array};
+use crate::runner::{Engine, Moved, Runner, array};
 use crate::samples::{F32_LIMIT, Sample, open};
 
 /// The golden inputs as a set of files, and all that the tests hold results against.
@@ -157,6 +157,8 @@ struct Graphs<'a> {
     quantised: &'a Path,
     /// What both are fed, in that type.
     steps: &'a [Tensors],
+    /// What runs both.
+    engine: Engine,
 }
 
 /// Holds the error of a quantised graph, step by step, against an estimate of it: the error of the same rounding in f64.
@@ -178,7 +180,7 @@ fn errs_as_estimated(
     for ((exact_inputs, inputs), golden) in setting.steps.iter().zip(graphs.steps).zip(&setting.golden) {
         let exact = velocity(runner.fake_quantise(graphs.plain_f64, exact_inputs, &none, Moved::default()));
         assert!(distance(&exact, golden) < F32_LIMIT, "the f64 graph is not the reference's");
-        let own = velocity(runner.run(graphs.plain, inputs));
+        let own = velocity(runner.run_on(graphs.engine, graphs.plain, inputs));
         let arithmetic = distance(&own, &exact) / rms(exact.iter().map(|v| f64::from(*v)));
         let draws: Vec<f64> = (0..DRAWS)
             .map(|seed| {
@@ -190,7 +192,7 @@ fn errs_as_estimated(
         let mean = draws.iter().sum::<f64>() / DRAWS as f64;
         let variance = draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>() / (DRAWS - 1) as f64;
         let estimate = Estimate { mean, deviation: variance.sqrt() };
-        let found = velocity(runner.run(graphs.quantised, inputs));
+        let found = velocity(runner.run_on(graphs.engine, graphs.quantised, inputs));
         let named = |values: &ArrayD<f32>| BTreeMap::from([("velocity".to_owned(), values.clone())]);
         let cosine = compare(&named(golden), &named(&found)).unwrap().layers[0].cosine;
         let error = distance(&found, golden);
@@ -228,8 +230,13 @@ fn an_explicit_graph_errs_as_rounding_in_f64_does_whatever_the_rule() {
         let built = setting.build(&rule.replace([':', '.'], "-"), &["--ranges", rule]);
         println!("{rule}");
         runner.check(&built.model);
-        let graphs =
-            Graphs { plain_f64: &plain, plain: &plain, quantised: &built.model, steps: &setting.steps };
+        let graphs = Graphs {
+            plain_f64: &plain,
+            plain: &plain,
+            quantised: &built.model,
+            steps: &setting.steps,
+            engine: Engine::OnnxRuntime,
+        };
         let estimates = errs_as_estimated(&mut runner, &setting, &graphs, &built.ranges);
         // What the program itself says of the graph's accuracy, by libtorch.
         let said = &built.outcome.measured[0].against[0].velocity;
@@ -334,8 +341,13 @@ fn a_smoothed_graph_is_the_same_in_f32_and_rounds_as_f64_says() {
         let found = array(&runner.run(&smoothed, inputs)["velocity"]);
         crate::samples::compare("smoothed velocity", &found, golden, F32_LIMIT);
     }
-    let graphs =
-        Graphs { plain_f64: &smoothed, plain: &smoothed, quantised: &built.model, steps: &setting.steps };
+    let graphs = Graphs {
+        plain_f64: &smoothed,
+        plain: &smoothed,
+        quantised: &built.model,
+        steps: &setting.steps,
+        engine: Engine::OnnxRuntime,
+    };
     errs_as_estimated(&mut runner, &setting, &graphs, &built.ranges);
     assert_eq!(built.outcome.calibration.unwrap().smooth_quant, Some(0.5));
 }
@@ -355,7 +367,18 @@ fn a_typed_graph_spells_out_f16_and_int8_for_strongly_typed_networks() {
         setting.plain(&mut runner, ElementType::F16, &none),
     );
     let steps: Vec<Tensors> = setting.steps.iter().map(half).collect();
-    let graphs = Graphs { plain_f64: &plain, plain: &narrow, quantised: &built.model, steps: &steps };
+    // Not ONNX Runtime: in 1.23 its CPU kernel of QuantizeLinear cuts f16 off towards zero, where the operator rounds to the
+    // nearest even integer (x = 0.9, scale 1: 0, where f32 gives 1; its pull request 32452 mends it, after 1.29). An operand is off by
+    // 1/3 of a squared step in the mean and not by 1/12, so the root of the error doubles. That is what is seen: 0.104, 0.096,
+    // 0.093 and 0.099 at the four steps with all optimisations off, where f64 with that cut expects 0.109, 0.100, 0.100 and 0.096,
+    // and f64 with the operator's own rounding 0.052, 0.051, 0.051 and 0.048.
+    let graphs = Graphs {
+        plain_f64: &plain,
+        plain: &narrow,
+        quantised: &built.model,
+        steps: &steps,
+        engine: Engine::Evaluator,
+    };
     errs_as_estimated(&mut runner, &setting, &graphs, &built.ranges);
 }
 

@@ -10,6 +10,7 @@ struct AttentionArguments {
     const bf16 *values;
     const int *lengths;     // keys that count, by sample; null: all
     bf16 *out;              // (samples · queries, heads · WIDTH)
+    Ahead ahead;            // what a product after it reads
     long long part_stride;
     int splits, columns, key_stride;
     int query_count, key_count;
@@ -25,7 +26,7 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
     constexpr int VECTORS = WIDTH / 8;
     constexpr int QUADS = WIDTH / 4;
 
-    extern __shared__ uint4 shared[];
+    DYNAMIC_SHARED(uint4, shared);
     const int head = blockIdx.x, heads = gridDim.x, first_query = blockIdx.y * 16, sample = blockIdx.z;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int key_tiles = (args.key_count + 15) / 16, key_rows = key_tiles * 16;
@@ -34,6 +35,7 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
     bf16 *values = keys + key_rows * PITCH;
 
     release_successor();
+    prefetch_ahead(args.ahead);
     const bool crossing = args.keys != 0;
     if (crossing) {
         // Made once per tick, long before the predecessor.
@@ -180,4 +182,4 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
 }
 
 #define ATTENTION_KERNEL(name, WIDTH)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) name(const AttentionArguments args) { attention<WIDTH>(args); }
+    BOUNDED_KERNEL(name, AttentionArguments, 256) { attention<WIDTH>(args); }

@@ -51,6 +51,27 @@ DEVICE float4 sum_parts(const float *parts, int count, long long stride)
     return sum;
 }
 
+// Weights of a kernel that is to come, which are asked into the L2 cache while memory has little else to do.
+struct Ahead {
+    const void *from; // null: nothing
+    u64 bytes;        // a multiple of 16
+};
+
+// Each thread of the grid asks for its share.
+DEVICE void prefetch_ahead(const Ahead &ahead)
+{
+    constexpr u64 PIECE = 4096;
+    if (!ahead.from)
+        return;
+    const u64 block = ((u64)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    const u64 threads = (u64)gridDim.x * gridDim.y * gridDim.z * blockDim.x;
+    // Neighbouring blocks take neighbouring pieces, so that all that run at once are near the beginning.
+    for (u64 piece = (u64)threadIdx.x * gridDim.x * gridDim.y * gridDim.z + block; piece * PIECE < ahead.bytes; piece += threads) {
+        const u64 left = ahead.bytes - piece * PIECE;
+        prefetch_l2((const char *)ahead.from + piece * PIECE, (u32)(left < PIECE ? left : PIECE));
+    }
+}
+
 // Sum over all threads of the block, given to all; `scratch` holds a float per warp. Ends with the scratch free for reuse.
 DEVICE float block_sum(float value, float *scratch)
 {

@@ -13,7 +13,7 @@ struct EulerArguments {
 };
 
 // actions += velocity / steps, four values per thread.
-extern "C" __global__ void euler(const EulerArguments args)
+KERNEL(euler, EulerArguments)
 {
     release_successor();
     wait_for_predecessor();
@@ -46,7 +46,7 @@ struct FinishArguments {
 };
 
 // Ends a split product: sum, bias, activation; four values per thread.
-extern "C" __global__ void finish(const FinishArguments args)
+KERNEL(finish, FinishArguments)
 {
     release_successor();
     wait_for_predecessor();
@@ -70,7 +70,7 @@ struct BiasActivationArguments {
 };
 
 // The sum is rounded first, as a product with bias would be.
-extern "C" __global__ void bias_activation(const BiasActivationArguments args)
+KERNEL(bias_activation, BiasActivationArguments)
 {
     release_successor();
     wait_for_predecessor();
@@ -94,7 +94,7 @@ struct SwigluArguments {
 };
 
 // silu(gate), rounded, times up.
-extern "C" __global__ void swiglu(const SwigluArguments args)
+KERNEL(swiglu, SwigluArguments)
 {
     release_successor();
     wait_for_predecessor();
@@ -122,7 +122,7 @@ struct RotaryArguments {
 
 // Root-mean-square norm of a head, then the rotation by halves: a warp per head and token. Every operation rounds, as the
 // plain operators do. Width 64 to 256, a multiple of 64.
-extern "C" __global__ void norm_rotary(const RotaryArguments args)
+KERNEL(norm_rotary, RotaryArguments)
 {
     release_successor();
     wait_for_predecessor();
@@ -165,7 +165,7 @@ struct FillArguments {
 };
 
 // Pseudo-random values in ±spread, for timings.
-extern "C" __global__ void fill(const FillArguments args)
+KERNEL(fill, FillArguments)
 {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < args.count; i += (long long)gridDim.x * blockDim.x) {
         u32 x = (u32)i * 2654435761u + args.seed;

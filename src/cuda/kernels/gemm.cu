@@ -19,6 +19,7 @@ struct GemmArguments {
     const bf16 *weight;      // (n, k)
     const float *bias;       // (n), or null
     void *out;               // parts: f32 (splits, rows, n); otherwise bf16 (rows, n)
+    Ahead ahead;             // what the next product reads
     int rows, n, k, stride;
     int split;      // k of each part, a multiple of 8
     int finished;   // whether `out` is bf16 with bias and activation, from one part
@@ -39,7 +40,7 @@ DEVICE void gemm(const GemmArguments &args)
     // Of the sums, so that neither writing by column nor reading by row meets a bank twice.
     constexpr int PITCH = TILE + 4;
 
-    extern __shared__ uint4 shared[];
+    DYNAMIC_SHARED(uint4, shared);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int wn = warp % WN, wk = warp / WN;
     const bool consumes = warp < CONSUMERS;
@@ -100,6 +101,9 @@ DEVICE void gemm(const GemmArguments &args)
         // Chunk `chunk` is there for all; all are done with the one before, whose place the next takes.
         __syncthreads();
         const int next = chunk + STAGES - 1;
+        // The last of its own weights are on their way.
+        if (next == chunks || (chunk == 0 && next > chunks))
+            prefetch_ahead(args.ahead);
         if (consumes) {
             if (next < chunks)
                 copy_weights(next);
@@ -182,21 +186,14 @@ DEVICE void gemm(const GemmArguments &args)
         cluster_sync();
 }
 
-#if __CUDA_ARCH__ >= 900
-#define CLUSTER_OF(n) __cluster_dims__(1, n, 1)
-#else
-#define CLUSTER_OF(n)
-#endif
-
 #define GEMM_KERNEL(name, MT, WN, WK, KB, STAGES, NT, PRODUCERS)                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * (WN * WK + PRODUCERS)) name(const GemmArguments args)           \
+    BOUNDED_KERNEL(name, GemmArguments, 32 * (WN * WK + PRODUCERS))                                                    \
     {                                                                                                                  \
         gemm<MT, WN, WK, KB, STAGES, NT, PRODUCERS, 1>(args);                                                          \
     }
 
 #define GEMM_CLUSTER_KERNEL(name, MT, WN, WK, KB, STAGES, NT, PRODUCERS, CLUSTER)                                      \
-    extern "C" __global__ void CLUSTER_OF(CLUSTER) __launch_bounds__(32 * (WN * WK + PRODUCERS))                       \
-        name(const GemmArguments args)                                                                                 \
+    CLUSTER_KERNEL(name, GemmArguments, 32 * (WN * WK + PRODUCERS), CLUSTER)                                           \
     {                                                                                                                  \
         gemm<MT, WN, WK, KB, STAGES, NT, PRODUCERS, CLUSTER>(args);                                                    \
     }

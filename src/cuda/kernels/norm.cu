@@ -53,9 +53,9 @@ struct NormArguments {
     float eps;
 };
 
-extern "C" __global__ void residual_norm(const NormArguments args)
+KERNEL(residual_norm, NormArguments)
 {
-    __shared__ float scratch[32];
+    SHARED(float, scratch, 32);
     const long long from = (long long)(blockIdx.x / args.count * args.tokens + args.first + blockIdx.x % args.count) * args.width;
     release_successor();
     wait_for_predecessor();
@@ -95,9 +95,9 @@ struct StartArguments {
 };
 
 // The tokens of a denoising step, state tokens first, and the first block's norm of them.
-extern "C" __global__ void start_norm(const StartArguments args)
+KERNEL(start_norm, StartArguments)
 {
-    __shared__ float scratch[32];
+    SHARED(float, scratch, 32);
     const int tokens = args.state_count + args.horizon;
     const int sample = blockIdx.x / tokens, token = blockIdx.x % tokens, action = token - args.state_count;
     release_successor();
@@ -135,9 +135,9 @@ struct BackboneNormArguments {
 
 // residual += addend, rounded as the plain operators round it, then LayerNorm with weight and bias or RMSNorm. RMSNorm
 // rounds before the weight is multiplied, as the reference does.
-extern "C" __global__ void backbone_norm(const BackboneNormArguments args)
+KERNEL(backbone_norm, BackboneNormArguments)
 {
-    __shared__ float scratch[32];
+    SHARED(float, scratch, 32);
     const long long from = (long long)blockIdx.x * args.width;
     release_successor();
     wait_for_predecessor();

@@ -26,6 +26,7 @@ use crate::{
         },
     },
     evaluation::{Interrupt, Progress},
+    execution::ExecutionMode,
     model::{
         ModelError, default_kind, device,
         network::to_tensor,
@@ -154,7 +155,7 @@ fn recorded(
     let checkpoint = action_head(&policy.checkpoint, policy.eagle_config.as_deref())?;
     let embodiment = processor.embodiment_index();
     drop(processor);
-    let mut policy = Policy::load(&PolicyOptions { engine: None, ..policy })?;
+    let mut policy = Policy::load(&PolicyOptions { engine: None, mode: ExecutionMode::Eager, ..policy })?;
     let device = policy.device();
     let recorder = TickRecorder::new(&checkpoint, embodiment, policy.head(), device)?;
     let mut set = Set::new(command, &checkpoint, embodiment, policy.head().steps(), &place)?;

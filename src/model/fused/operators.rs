@@ -5,7 +5,12 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::super::ModelError;
+use super::super::{
+    ModelError,
+    cuda::Stream,
+    layers::{LayerNorm, Linear, RmsNorm},
+    operators::BackboneOperators,
+};
 use crate::cuda::{
     Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, Queue, RotaryArguments,
     SwigluArguments,
@@ -25,16 +30,18 @@ impl Operators {
     /// # Errors
     /// A device that is no GPU, no NVRTC.
     pub fn new(device: Device) -> Result<Self, ModelError> {
-        let Device::Cuda(ordinal) = device else {
-            return Err(ModelError::Device {
-                requested: format!("{device:?}"),
-                reason: "the fused kernels run on NVIDIA GPUs only".to_owned(),
-            });
-        };
-        let gpu = Gpu::open(ordinal)?;
+        let gpu = Gpu::open(super::ordinal(device)?)?;
         // SAFETY: null is the default stream, which always is.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
         Ok(Self { kernels: Kernels::new(&gpu)?, queue: Queue::new(stream, false), gpu, device })
+    }
+
+    /// On the emulated GPU of the tests, for tensors on the CPU.
+    #[cfg(test)]
+    pub fn emulated(order: crate::cuda::emulation::Order) -> Result<Self, ModelError> {
+        let gpu = Gpu::emulated();
+        let (kernels, queue) = (Kernels::new(&gpu)?, Queue::emulated(order, false));
+        Ok(Self { gpu, kernels, queue, device: Device::Cpu })
     }
 
     /// Queues on `stream`, libtorch's current one; null is the default stream, where it starts.
@@ -64,29 +71,7 @@ impl Operators {
         })
     }
 
-    /// RMSNorm over the last axis of `x`; with an addend, x += addend comes first, in place.
-    pub fn rms_norm(
-        &self,
-        x: &mut Tensor,
-        addend: Option<&Tensor>,
-        weight: &Tensor,
-        eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        self.norm(x, addend, weight, None, eps)
-    }
-
-    /// LayerNorm over the last axis of `x`; with an addend, x += addend comes first, in place.
-    pub fn layer_norm(
-        &self,
-        x: &mut Tensor,
-        addend: Option<&Tensor>,
-        weight: &Tensor,
-        bias: &Tensor,
-        eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        self.norm(x, addend, weight, Some(bias), eps)
-    }
-
+    /// RMSNorm, or with a bias LayerNorm, over the last axis of `x`; with an addend, x += addend comes first, in place.
     fn norm(
         &self,
         x: &mut Tensor,
@@ -123,16 +108,73 @@ impl Operators {
         Ok(out)
     }
 
-    /// RMSNorm of each head and rotation: `x` (B, S, ≥ heads · width), the heads in its first columns, tables (S, width) →
-    /// (B, heads, S, width).
-    pub fn norm_rotary(
+    /// activation(x + bias) over the last axis.
+    pub fn bias_activation(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor, ModelError> {
+        let width = x.size().last().copied().unwrap_or(0);
+        self.check("input of an activation", x, None)?;
+        if let Some(bias) = bias {
+            self.check("bias of an activation", bias, Some(width))?;
+        }
+        let out = x.f_empty_like()?;
+        let arguments = BiasActivationArguments {
+            input: x.data_ptr() as u64,
+            bias: bias.map_or(0, |bias| bias.data_ptr() as u64),
+            out: out.data_ptr() as u64,
+            count: x.numel() as i64,
+            columns: width as i32,
+            activation: activation as i32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.kernels.bias_activation(&self.queue, &arguments)? };
+        Ok(out)
+    }
+}
+
+impl BackboneOperators for Operators {
+    fn identity(&self) -> String {
+        "fused operators".to_owned()
+    }
+
+    fn queue_on(&mut self, stream: &Stream) -> Result<(), ModelError> {
+        super::refuse_other_device(stream, self.device)?;
+        // SAFETY: libtorch's streams are of the primary context and live until the process ends.
+        unsafe { self.use_stream(stream.handle()?) };
+        Ok(())
+    }
+
+    fn layer_norm(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        norm: &LayerNorm,
+    ) -> Result<Tensor, ModelError> {
+        let (weight, bias, eps) = norm.parameters();
+        self.norm(x, addend, weight, Some(bias), eps)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &mut Tensor,
+        addend: Option<&Tensor>,
+        norm: &RmsNorm,
+    ) -> Result<Tensor, ModelError> {
+        let (weight, eps) = norm.parameters();
+        self.norm(x, addend, weight, None, eps)
+    }
+
+    fn norm_rotary(
         &self,
         x: &Tensor,
         heads: i64,
-        weight: &Tensor,
+        norm: &RmsNorm,
         (cos, sin): (&Tensor, &Tensor),
-        eps: f64,
     ) -> Result<Tensor, ModelError> {
+        let (weight, eps) = norm.parameters();
         let width = weight.size().last().copied().unwrap_or(0);
         let size = x.size();
         let [samples, tokens, columns] = size[..] else {
@@ -182,8 +224,7 @@ impl Operators {
         Ok(out)
     }
 
-    /// silu(gate) · up of rows that hold both, gate first: (…, 2·width) → (…, width).
-    pub fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
+    fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
         self.check("input of a gate", joined, None)?;
         let mut size = joined.size();
         let columns = size.last().copied().unwrap_or(0);
@@ -206,30 +247,9 @@ impl Operators {
         Ok(out)
     }
 
-    /// activation(x + bias) over the last axis.
-    pub fn bias_activation(
-        &self,
-        x: &Tensor,
-        bias: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor, ModelError> {
-        let width = x.size().last().copied().unwrap_or(0);
-        self.check("input of an activation", x, None)?;
-        if let Some(bias) = bias {
-            self.check("bias of an activation", bias, Some(width))?;
-        }
-        let out = x.f_empty_like()?;
-        let arguments = BiasActivationArguments {
-            input: x.data_ptr() as u64,
-            bias: bias.map_or(0, |bias| bias.data_ptr() as u64),
-            out: out.data_ptr() as u64,
-            count: x.numel() as i64,
-            columns: width as i32,
-            activation: activation as i32,
-        };
-        // SAFETY: as in `norm`.
-        unsafe { self.kernels.bias_activation(&self.queue, &arguments)? };
-        Ok(out)
+    fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
+        let product = x.f_matmul(&linear.weight().f_transpose(0, 1)?)?;
+        self.bias_activation(&product, linear.bias(), Activation::GeluTanh)
     }
 }
 

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::super::{ModelError, dit::BlockContext, tokens::TokenLayout};
 use super::weights::{CrossGroup, HeadWeights, Linear, StepTerms};
 use crate::cuda::{
-    Activation, AttentionArguments, EulerArguments, Gemm, GemmCall, GemmShape, Gemms, Kernel, Kernels,
+    Activation, Ahead, AttentionArguments, EulerArguments, Gemm, GemmCall, GemmShape, Gemms, Kernel, Kernels,
     NormArguments, Queue, Recording, StartArguments,
 };
 
@@ -121,6 +121,8 @@ pub struct Tick {
     decoded: Tensor,
     /// f32, parts of the product that is being made.
     parts: Tensor,
+    /// Bytes of weights that kernels ask into the L2 cache ahead of the product that reads them, at most.
+    pub ahead: usize,
     /// All steps; then each step alone.
     pub recordings: Vec<Option<Recording>>,
 }
@@ -274,10 +276,32 @@ impl Tick {
             hidden: bf16([rows, cross.ff_in.outputs()])?,
             decoded: bf16([actions, weights.decode.outputs()])?,
             parts: f32([1, 1, parts.unwrap_or(0)])?,
+            ahead: 0,
             products,
             shape,
             recordings: Vec::new(),
         })
+    }
+
+    /// All that the kernels work on.
+    pub fn memory(&self) -> impl Iterator<Item = &Tensor> {
+        let cross = self.text.iter().chain(&self.image);
+        let cross = cross.flat_map(|cross| std::iter::once(&cross.all).chain(&cross.lengths));
+        let own = [
+            &self.states,
+            &self.noise,
+            &self.actions,
+            &self.velocity,
+            &self.rounded,
+            &self.embedded,
+            &self.residual,
+            &self.normed,
+            &self.attended,
+            &self.hidden,
+            &self.decoded,
+            &self.parts,
+        ];
+        cross.chain(own)
     }
 
     /// Projects a tick's context into keys and values.
@@ -396,9 +420,20 @@ impl Tick {
             padded: weights.embed.inputs() as i32,
             factor: 1.0 / steps.max(1) as f32,
         };
-        // SAFETY: here and below, tensors of this tick and of the weights, of the sizes that the arguments tell; both are
+        // SAFETY: tensors of this tick and of the weights, of the sizes that the arguments tell; both are
         // kept until the GPU is done (`FusedVelocity` waits before it drops them).
         Ok(unsafe { kernels.euler(queue, &arguments) }?)
+    }
+
+    /// The beginning of a layer's weight, behind `skipped` bytes, as far as is asked for ahead.
+    fn ahead_of(&self, linear: &Linear, skipped: usize) -> Ahead {
+        // Weights' rows are whole vectors of 16 bytes.
+        let skipped = skipped / 16 * 16;
+        let left = (2 * linear.weight.numel()).saturating_sub(skipped);
+        match left.min(self.ahead) / 16 * 16 {
+            0 => Ahead::default(),
+            bytes => Ahead { from: address(&linear.weight) + skipped as u64, bytes: bytes as u64 },
+        }
     }
 
     fn product(
@@ -408,6 +443,7 @@ impl Tick {
         gemm: &Gemm,
         linear: &Linear,
         (input, out): (&Tensor, &Tensor),
+        ahead: Ahead,
     ) -> Result<(), ModelError> {
         let call = GemmCall {
             activations: address(input),
@@ -416,6 +452,7 @@ impl Tick {
             bias_bf16: linear.bias_bf16.as_ref().map_or(0, address),
             out: address(out),
             parts: address(&self.parts),
+            ahead,
         };
         // SAFETY: as above.
         Ok(unsafe { machine.gemms.multiply(&machine.kernels, queue, gemm, &call) }?)
@@ -448,13 +485,24 @@ impl Tick {
             bias_bf16: 0,
             out: address(&self.embedded),
             parts: address(&self.parts),
+            ahead: self.ahead_of(&weights.token, 0),
         };
         if stages.has(Stage::Embed) {
-            // SAFETY: as in `integrate`, here and below.
+            // SAFETY: as in `integrate`.
             unsafe { gemms.multiply(kernels, queue, &products.embed, &call)? };
         }
+        // Each product asks for what the next one reads. The next but one is left to what lies between, which reads little.
+        let first =
+            weights.blocks.first().map_or_else(Ahead::default, |block| self.ahead_of(&block.input, 0));
         if stages.has(Stage::Token) {
-            self.product(machine, queue, &products.token, &weights.token, (&self.embedded, &self.parts))?;
+            self.product(
+                machine,
+                queue,
+                &products.token,
+                &weights.token,
+                (&self.embedded, &self.parts),
+                first,
+            )?;
         }
         let (multiply, add) = modulation(0);
         let start = StartArguments {
@@ -474,6 +522,7 @@ impl Tick {
             eps: BLOCK_EPS,
         };
         if stages.has(Stage::Start) {
+            // SAFETY: as in `integrate`.
             unsafe { kernels.start_norm(queue, samples, &start)? };
         }
 
@@ -484,7 +533,14 @@ impl Tick {
                 _ => &products.queries,
             };
             if stages.has(if own { Stage::Joint } else { Stage::Queries }) {
-                self.product(machine, queue, input, &block.input, (&self.normed, &self.parts))?;
+                self.product(
+                    machine,
+                    queue,
+                    input,
+                    &block.input,
+                    (&self.normed, &self.parts),
+                    self.ahead_of(&block.out, 0),
+                )?;
             }
             let columns = block.input.outputs();
             let mut attention = AttentionArguments {
@@ -494,6 +550,7 @@ impl Tick {
                 values: 0,
                 lengths: 0,
                 out: address(&self.attended),
+                ahead: self.ahead_of(&block.ff_in, 0),
                 part_stride: (rows * columns) as i64,
                 splits: input.plan.parts() as i32,
                 columns: columns as i32,
@@ -517,10 +574,18 @@ impl Tick {
             }
             let heads = (samples, sizes.heads, sizes.head_width());
             if stages.has(if own { Stage::SelfAttention } else { Stage::CrossAttention }) {
+                // SAFETY: as in `integrate`.
                 unsafe { kernels.attend(queue, &machine.attention, heads, &attention)? };
             }
             if stages.has(Stage::Out) {
-                self.product(machine, queue, &products.out, &block.out, (&self.attended, &self.parts))?;
+                self.product(
+                    machine,
+                    queue,
+                    &products.out,
+                    &block.out,
+                    (&self.attended, &self.parts),
+                    self.ahead_of(&block.ff_in, self.ahead),
+                )?;
             }
 
             let mut norm = NormArguments {
@@ -540,13 +605,29 @@ impl Tick {
                 eps: BLOCK_EPS,
             };
             if stages.has(Stage::MiddleNorm) {
+                // SAFETY: as in `integrate`.
                 unsafe { kernels.residual_norm(queue, samples, &norm)? };
             }
             if stages.has(Stage::FeedIn) {
-                self.product(machine, queue, &products.ff_in, &block.ff_in, (&self.normed, &self.hidden))?;
+                self.product(
+                    machine,
+                    queue,
+                    &products.ff_in,
+                    &block.ff_in,
+                    (&self.normed, &self.hidden),
+                    self.ahead_of(&block.ff_out, 0),
+                )?;
             }
+            let next = weights.blocks.get(index + 1).map_or(&weights.decode, |block| &block.input);
             if stages.has(Stage::FeedOut) {
-                self.product(machine, queue, &products.ff_out, &block.ff_out, (&self.hidden, &self.parts))?;
+                self.product(
+                    machine,
+                    queue,
+                    &products.ff_out,
+                    &block.ff_out,
+                    (&self.hidden, &self.parts),
+                    self.ahead_of(next, 0),
+                )?;
             }
 
             // The next block's first norm, or the output's, of the action tokens alone.
@@ -560,11 +641,19 @@ impl Tick {
                 norm.eps = OUTPUT_EPS;
             }
             if stages.has(Stage::BlockNorm) {
+                // SAFETY: as in `integrate`.
                 unsafe { kernels.residual_norm(queue, samples, &norm)? };
             }
         }
         if stages.has(Stage::Decode) {
-            self.product(machine, queue, &products.decode, &weights.decode, (&self.normed, &self.decoded))?;
+            self.product(
+                machine,
+                queue,
+                &products.decode,
+                &weights.decode,
+                (&self.normed, &self.decoded),
+                self.ahead_of(&weights.velocity, 0),
+            )?;
         }
         if stages.has(Stage::Velocity) {
             self.product(
@@ -573,6 +662,7 @@ impl Tick {
                 &products.velocity,
                 &weights.velocity,
                 (&self.decoded, &self.parts),
+                self.ahead_of(&weights.embed, 0),
             )?;
         }
         Ok(())

@@ -1,0 +1,125 @@
+//! Which head denoises and what the backbone does between its products, by execution mode.
+//!
+//! A fused part is chosen only after it has agreed with the plain one on a [`Trial`], on the GPU that is there. The plain
+//! head is dropped before the fused one is loaded, so that there is never memory for two.
+
+use tch::Kind;
+
+use super::{
+    ModelError,
+    action_head::ActionHead,
+    backbone::Backbone,
+    dit::TorchDit,
+    layers::Loader,
+    operators::BackboneOperators,
+    trial::{Trial, agree},
+};
+use crate::{
+    checkpoint::{EagleConfig, ModelConfig},
+    execution::ExecutionMode,
+};
+
+/// What a network is put together from.
+pub struct Selection {
+    /// What denoises.
+    pub head: ActionHead,
+    /// What the backbone does between joined products; None for the plain path.
+    pub operators: Option<Box<dyn BackboneOperators>>,
+    /// Why `auto` did without fused kernels.
+    pub without: Option<String>,
+}
+
+/// Configuration of the model whose parts are chosen.
+#[derive(Clone, Copy)]
+pub struct Sizes<'a> {
+    /// Action head and more.
+    pub model: &'a ModelConfig,
+    /// Backbone.
+    pub eagle: &'a EagleConfig,
+    /// Row of the per-embodiment weights.
+    pub embodiment: usize,
+}
+
+/// The head whose steps run on libtorch, layer by layer; `at` is the module `action_head`.
+///
+/// # Errors
+/// A tensor is missing, or there is no memory.
+pub fn plain_head(at: &Loader, sizes: Sizes) -> Result<ActionHead, ModelError> {
+    let dit = Box::new(TorchDit::load(&at.at("model"), sizes.model)?);
+    ActionHead::load(at, sizes.model, sizes.embodiment, dit)
+}
+
+/// Chooses for a mode. `engine` is the head of a TensorRT engine, which then stays whatever the mode.
+///
+/// # Errors
+/// A part cannot be loaded, or the mode asks for fused kernels and they cannot be had. `auto` does without.
+pub fn select(
+    mode: ExecutionMode,
+    root: &Loader,
+    sizes: Sizes,
+    backbone: &mut Backbone,
+    engine: Option<ActionHead>,
+) -> Result<Selection, ModelError> {
+    let at = root.at("action_head");
+    let (wanted, must) = match mode {
+        ExecutionMode::GraphFused => (true, true),
+        ExecutionMode::Auto => (root.device().is_cuda() && root.kind() == Kind::BFloat16, false),
+        ExecutionMode::Eager | ExecutionMode::Graph => (false, false),
+    };
+    let plain = |without| Ok(Selection { head: plain_head(&at, sizes)?, operators: None, without });
+    if !wanted {
+        return match engine {
+            Some(head) => Ok(Selection { head, operators: None, without: None }),
+            None => plain(None),
+        };
+    }
+    let own_head = engine.is_none();
+    let reason = match fused(&at, sizes, backbone, own_head) {
+        Ok((operators, fused)) => {
+            // One of the two is there: the fused head is made where there is no other.
+            let head = engine.or(fused).map_or_else(|| plain_head(&at, sizes), Ok)?;
+            return Ok(Selection { head, operators: Some(operators), without: None });
+        }
+        Err(error) if must => return Err(error),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!("the network runs without fused kernels: {reason}");
+    match engine {
+        Some(head) => Ok(Selection { head, operators: None, without: Some(reason) }),
+        None => plain(Some(reason)),
+    }
+}
+
+type Fused = (Box<dyn BackboneOperators>, Option<ActionHead>);
+
+/// Fused operators, and the fused head where it is wanted, each after it has agreed with the plain ones.
+#[cfg(feature = "cuda")]
+fn fused(at: &Loader, sizes: Sizes, backbone: &mut Backbone, with_head: bool) -> Result<Fused, ModelError> {
+    use super::fused::{FusedVelocity, operators::Operators};
+    let operators = Box::new(Operators::new(at.device())?);
+    let trial = Trial::new(sizes.model, sizes.eagle);
+    let (features, layout) = trial.features(backbone)?;
+    let joined = trial.joined_features(backbone, &layout, &*operators)?;
+    let cosine = agree("fused operators of the backbone", &joined, &features)?;
+    tracing::info!("fused operators agree with the plain backbone: cosine {cosine:.6}");
+    if !with_head {
+        return Ok((operators, None));
+    }
+    let expected = trial.way(&mut plain_head(at, sizes)?, &features, &layout)?;
+    let velocity = Box::new(FusedVelocity::load(at, sizes.model, sizes.embodiment)?);
+    let mut head = ActionHead::with_engine(at, sizes.model, sizes.embodiment, velocity)?;
+    let found = trial.way(&mut head, &features, &layout)?;
+    let cosine = agree("fused denoising steps", &found, &expected)?;
+    tracing::info!("fused denoising steps agree with the plain ones: cosine {cosine:.6}");
+    Ok((operators, Some(head)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn fused(at: &Loader, _: Sizes, _: &mut Backbone, _: bool) -> Result<Fused, ModelError> {
+    Err(ModelError::Device {
+        requested: format!("{:?}", at.device()),
+        reason:
+            "this program was built without fused kernels (feature `cuda`): choose the mode graph or eager"
+                .to_owned(),
+    })
+}
