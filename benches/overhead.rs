@@ -109,6 +109,7 @@ async fn node() -> Result<()> {
         horizon: HORIZON,
         denoising_steps: 4,
         identity: "a policy that waits".to_owned(),
+        preparation: None,
     };
     let load = move || {
         let predict: Predict = Box::new(move |request| {

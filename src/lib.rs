@@ -8,6 +8,7 @@
 //! | [`checkpoint`] | the model directory: configurations, weights, the table of expected tensors | nothing |
 //! | [`processor`] | observation → pixels, token ids, state vector; normalised actions → physical actions | nothing |
 //! | [`motion`] | action chunks → commands over time: scheduling, hand-over between chunks | nothing |
+//! | [`ahead`] | work done ahead, of which only the newest counts | nothing |
 //! | [`evaluation`] | how far and how slow: errors, latencies, the report of a replay, gates and comparisons | nothing |
 //! | [`onnx`] | the network as ONNX graphs, written without torch | nothing |
 //! | [`recording`] | bags and datasets, read in order and in bounded memory | `ros` (messages only) |
@@ -27,6 +28,7 @@
 //! One direction: the core (`observation`, `checkpoint`, `processor`, `motion`) knows neither ROS nor CUDA (of ROS
 //! only [`ros::Stamp`], a number), the model knows the core, the node knows both, and the binaries only wire.
 
+pub mod ahead;
 pub mod atomic_file;
 pub mod benchmark;
 pub mod checkpoint;

@@ -16,22 +16,23 @@ use std::{
 use groot_policy::{
     model::{
         ModelError,
-        policy::{PolicyError, Prediction, Timing},
+        policy::{PolicyError, Prediction, Preparation, Prepared, Timing},
         thread::Predict,
     },
     node::{
         config::{CheckpointKeys, NodeConfig},
         policy::{PolicyInfo, run},
     },
+    processor::ModelInputs,
     ros::{
         msg::{
             Bool, ByteBuf, DiagnosticArray, DiagnosticStatus, Float64MultiArray, Header, Image, JointState,
-            JointTrajectory, PolicyStatus, Time,
+            JointTrajectory, PolicyStatus, String as Text, Time,
         },
         transport::{Publisher, Qos, RosNode, Subscription},
     },
 };
-use ndarray::Array2;
+use ndarray::{Array2, Array3, Array4};
 use support::{PATIENCE, loopback_node, test_domain, until};
 use tokio::sync::oneshot;
 
@@ -46,6 +47,17 @@ enum Engine {
     Fails,
     Stalls,
     GivesNan,
+    /// Takes until another observation was prepared.
+    IsSlow,
+}
+
+/// What the policy was asked, and what was prepared for it.
+#[derive(Default)]
+struct Asked {
+    /// Instructions of the observations that were prepared ahead.
+    prepared: Vec<String>,
+    /// Each request: its instruction, and which of the prepared observations came with it.
+    requests: Vec<(String, Option<usize>)>,
 }
 
 /// What the robot's drivers do.
@@ -58,6 +70,8 @@ struct Drivers {
 /// A node, a robot and an operator in a domain of their own.
 struct Scene {
     engine: Arc<Mutex<Engine>>,
+    asked: Arc<Mutex<Asked>>,
+    instruction: Publisher<Text>,
     drivers: Arc<Drivers>,
     robot: RosNode,
     trajectories: Subscription<JointTrajectory>,
@@ -99,7 +113,24 @@ fn info(config: &NodeConfig) -> PolicyInfo {
         horizon: HORIZON,
         denoising_steps: 4,
         identity: "a function".to_owned(),
+        preparation: None,
     }
+}
+
+/// Notes what it is asked to prepare; the number stands in the token ids.
+fn preparation(asked: Arc<Mutex<Asked>>) -> Preparation {
+    Preparation::new(move |observation| {
+        let mut asked = asked.lock().unwrap();
+        let number = asked.prepared.len() as i64;
+        asked.prepared.push(observation.instruction.clone());
+        let inputs = ModelInputs {
+            images: Array4::zeros((1, 28, 28, 3)),
+            input_ids: Array2::from_elem((1, 1), number),
+            attention_mask: Array2::from_elem((1, 1), true),
+            state: Array3::zeros((1, 1, 1)),
+        };
+        Ok(Prepared { inputs, took: Duration::ZERO })
+    })
 }
 
 impl Scene {
@@ -153,12 +184,22 @@ impl Scene {
         });
 
         let engine = Arc::new(Mutex::new(Engine::Works));
+        let asked = Arc::new(Mutex::new(Asked::default()));
         let node = loopback_node("policy_node", domain);
-        let (info, behaviour) = (info(&config), engine.clone());
+        let (mut info, behaviour) = (info(&config), engine.clone());
+        info.preparation = Some(preparation(asked.clone()));
+        let own_asked = asked.clone();
         let load = move || {
             let keys = info.keys.action.clone();
             let predict: Predict = Box::new(move |request| {
                 let behaviour_now = || *behaviour.lock().unwrap();
+                let number =
+                    request.prepared.as_ref().map(|prepared| prepared.inputs.input_ids[(0, 0)] as usize);
+                let before = {
+                    let mut asked = own_asked.lock().unwrap();
+                    asked.requests.push((request.observation.instruction.clone(), number));
+                    asked.prepared.len()
+                };
                 let value = match behaviour_now() {
                     Engine::Works => TARGET,
                     Engine::GivesNan => f32::NAN,
@@ -172,6 +213,14 @@ impl Scene {
                         // Not for ever, so that a failed test ends.
                         let start = Instant::now();
                         while behaviour_now() == Engine::Stalls && start.elapsed() < 2 * PATIENCE {
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        TARGET
+                    }
+                    Engine::IsSlow => {
+                        let start = Instant::now();
+                        let waits = || own_asked.lock().unwrap().prepared.len() == before;
+                        while waits() && behaviour_now() == Engine::IsSlow && start.elapsed() < 2 * PATIENCE {
                             std::thread::sleep(Duration::from_millis(5));
                         }
                         TARGET
@@ -208,6 +257,8 @@ impl Scene {
         });
         Self {
             engine,
+            asked,
+            instruction: robot.publisher("/policy_node/instruction", Qos::reliable(1)).unwrap(),
             drivers,
             estop: robot.publisher("/policy_node/estop", Qos::reliable(1)).unwrap(),
             robot,
@@ -446,5 +497,37 @@ async fn commands_keep_within_the_limits_of_the_joints() {
         status.clips.iter().any(|clip| clip.joint == "left_arm_joint_1" && clip.position > 0),
         "{status:#?}"
     );
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn while_the_network_is_busy_the_next_observation_is_prepared_and_never_for_another_instruction() {
+    const NEW: &str = "put the cup on the table";
+    let scene = Scene::start(&[]).await;
+    scene.follows().await;
+    scene.engine(Engine::IsSlow);
+    let first = scene.asked.lock().unwrap().requests.len();
+    let prepared_from = |first: usize| {
+        let asked = scene.asked.lock().unwrap();
+        asked.requests[first..].iter().filter(|(_, number)| number.is_some()).count()
+    };
+    until("observations that were prepared ahead", || prepared_from(first) >= 4).await;
+    scene.instruction.publish(Text { data: NEW.to_owned() }).unwrap();
+    let changed = || scene.asked.lock().unwrap().requests.iter().position(|(text, _)| text == NEW);
+    until("the new instruction", || changed().is_some()).await;
+    let changed = changed().unwrap();
+    until("prepared observations with the new instruction", || prepared_from(changed) >= 4).await;
+    {
+        let asked = scene.asked.lock().unwrap();
+        let numbers: Vec<usize> = asked.requests.iter().filter_map(|(_, number)| *number).collect();
+        assert!(numbers.is_sorted_by(|a, b| a < b), "each one once, and none after a newer one: {numbers:?}");
+        for (text, number) in &asked.requests {
+            assert!(number.is_none_or(|number| asked.prepared[number] == *text), "{text:?} {number:?}");
+        }
+        assert!(asked.requests[changed..].iter().all(|(text, _)| text == NEW));
+    }
+    // Back to a quick engine: it goes on as before.
+    scene.engine(Engine::Works);
+    scene.follows().await;
     scene.end().await;
 }

@@ -60,6 +60,13 @@ fn equal_seeds_give_equal_actions_and_the_noise_itself_may_be_given() {
         &first,
         &policy.predict(&PredictRequest::new(observation.clone(), Noise::Given(noise))).unwrap(),
     );
+    // Prepared by another thread, while this one predicts something else.
+    let (preparation, own) = (policy.preparation(), observation.clone());
+    let elsewhere = std::thread::spawn(move || preparation.prepare(&own).unwrap());
+    policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(6))).unwrap();
+    let prepared = Some(elsewhere.join().unwrap());
+    let request = PredictRequest { prepared, ..PredictRequest::new(observation.clone(), Noise::Seed(5)) };
+    assert_equal(&first, &policy.predict(&request).unwrap());
     let other = policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(6))).unwrap();
     assert_ne!(first.normalised, other.normalised);
     assert_eq!((first.seed, other.seed), (Some(5), Some(6)));

@@ -52,10 +52,15 @@ enum How {
 }
 
 /// All switches.
-pub const SWITCHES: [Switch; 10] = [
+pub const SWITCHES: [Switch; 11] = [
     Switch { name: "pre-processing on the GPU", part: "frames to images, upload included", how: How::Frames },
     Switch { name: "all cameras in one batch", part: "vision", how: How::Plain(batched_cameras) },
     Switch { name: "prompt layout kept", part: "vision and language", how: How::Plain(kept_layout) },
+    Switch {
+        name: "next inputs prepared beside the tick",
+        part: "data and network",
+        how: How::Plain(prepared_beside),
+    },
     Switch { name: "cross K/V once per tick", part: "denoising", how: How::Plain(cross_keys) },
     Switch {
         name: "bf16 in place of f32",
@@ -262,6 +267,26 @@ fn kept_layout(pass: &mut Pass, on: bool) -> Result<Duration, Failure> {
             backbone.forward(images.view(), input_ids.view(), attention_mask.view(), &mut Probe::off())?;
         Ok(features.features)
     })
+}
+
+/// A tick and the pre-processing of the next one's inputs, on another thread meanwhile or before it.
+fn prepared_beside(pass: &mut Pass, on: bool) -> Result<Duration, Failure> {
+    let (chain, next) = (pass.chain, pass.set + 1);
+    let noise = chain.noise(pass.set)?.view();
+    let (network, inputs) = (&mut *pass.network, &pass.inputs);
+    let start = Instant::now();
+    if on {
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| chain.prepare(next));
+            network.run(inputs, noise, None, &mut Probe::off())?;
+            next.join().map_err(|_| Failure::NotHere("the pre-processing panicked"))??;
+            Ok::<_, Failure>(())
+        })?;
+    } else {
+        chain.prepare(next)?;
+        network.run(inputs, noise, None, &mut Probe::off())?;
+    }
+    Ok(start.elapsed())
 }
 
 /// All denoising steps with the keys and values of the context computed before the first one, or before each.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`vision`] | SigLIP2 tower, pixel unshuffle, connector |
 //! | [`language`] | the kept Qwen3 layers |
+//! | [`sequence`] | rotary tables, causal mask and padding of one prompt |
 //! | [`backbone`] | both, from [`ModelInputs`](crate::processor::ModelInputs) to features |
 //! | [`operators`] | what stands between the backbone's products, behind [`BackboneOperators`](operators::BackboneOperators) |
 //! | [`dit`] | the diffusion transformer, behind [`DitEngine`](dit::DitEngine) |
@@ -40,6 +41,7 @@ pub mod preprocess;
 pub mod probe;
 pub mod random;
 mod selection;
+pub mod sequence;
 #[cfg(test)]
 mod small;
 #[cfg(feature = "tensorrt")]

@@ -5,8 +5,8 @@ use tch::Tensor;
 use super::{
     ModelError,
     cuda::Stream,
-    language::rotate,
     layers::{LayerNorm, Linear, RmsNorm},
+    sequence::rotate,
 };
 
 /// What stands between the products of vision tower and language model, each as one operator.

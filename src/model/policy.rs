@@ -1,6 +1,7 @@
 //! The whole policy: an observation in, physical actions out.
 
 use std::{
+    fmt,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -107,12 +108,64 @@ pub struct PredictRequest {
     pub planned: Option<PlannedActions>,
     /// Denoising steps from this request on; None leaves them as they are.
     pub denoising_steps: Option<usize>,
+    /// What the network reads of the observation, where that was made before; None: it is made when the request is answered.
+    pub prepared: Option<Prepared>,
+}
+
+/// What the network reads of one observation.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Model inputs of one sample.
+    pub inputs: ModelInputs,
+    /// What it took to make them.
+    pub took: Duration,
+}
+
+impl Prepared {
+    /// Pre-processes an observation: CPU work, without the network.
+    ///
+    /// # Errors
+    /// What is missing in the observation or does not fit the checkpoint.
+    pub fn new(processor: &Processor, observation: &Observation) -> Result<Self, PolicyError> {
+        let start = Instant::now();
+        let inputs = processor.prepare(observation)?;
+        Ok(Self { inputs, took: start.elapsed() })
+    }
+}
+
+/// Makes [`Prepared`] of observations, on any thread and while the policy predicts.
+#[derive(Clone)]
+pub struct Preparation(Arc<Prepare>);
+
+type Prepare = dyn Fn(&Observation) -> Result<Prepared, PolicyError> + Send + Sync;
+
+impl Preparation {
+    /// Prepares by a function.
+    pub fn new(
+        prepare: impl Fn(&Observation) -> Result<Prepared, PolicyError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(prepare))
+    }
+
+    /// See [`Prepared::new`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prepare(&self, observation: &Observation) -> Result<Prepared, PolicyError> {
+        (self.0)(observation)
+    }
+}
+
+impl fmt::Debug for Preparation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Preparation")
+    }
 }
 
 impl PredictRequest {
     /// A request for a chunk that is free of earlier ones.
     pub fn new(observation: Observation, noise: Noise) -> Self {
-        Self { observation, noise, planned: None, denoising_steps: None }
+        Self { observation, noise, planned: None, denoising_steps: None, prepared: None }
     }
 }
 
@@ -130,7 +183,8 @@ pub fn entropy_seed() -> u64 {
 /// Wall-clock time of a tick's stages.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {
-    /// Images, text and state to model inputs.
+    /// Images, text and state to model inputs; of inputs that came with the request, what they took before, which is no part
+    /// of the total.
     pub preprocess: Duration,
     /// Vision tower and connector, upload included.
     pub vision: Duration,
@@ -171,7 +225,7 @@ pub struct Prediction {
 /// A loaded policy of one embodiment.
 pub struct Policy {
     preprocessor: Preprocessor,
-    processor: Processor,
+    processor: Arc<Processor>,
     network: Network,
 }
 
@@ -195,6 +249,7 @@ impl Policy {
         if let Some(steps) = options.denoising_steps {
             network.set_denoising_steps(steps)?;
         }
+        let processor = Arc::new(processor);
         Ok(Self { preprocessor: Preprocessor::default(), processor, network })
     }
 
@@ -210,6 +265,12 @@ impl Policy {
     pub fn set_preprocessing(&mut self, on: Preprocessing) -> Result<(), PolicyError> {
         self.preprocessor = Preprocessor::new(on, self.network.device(), &self.processor)?;
         Ok(())
+    }
+
+    /// The pre-processing on the CPU alone, for other threads.
+    pub fn preparation(&self) -> Preparation {
+        let processor = self.processor.clone();
+        Preparation::new(move |observation| Prepared::new(&processor, observation))
     }
 
     /// The network.
@@ -273,27 +334,36 @@ impl Policy {
     /// What does not fit, or [`ModelError::NonFinite`]: a chunk with NaN or infinity is never handed out.
     pub fn predict(&mut self, request: &PredictRequest) -> Result<Prediction, PolicyError> {
         let start = Instant::now();
-        let PredictRequest { observation, noise, planned, denoising_steps } = request;
+        let PredictRequest { observation, noise, planned, denoising_steps, prepared } = request;
         if let Some(steps) = *denoising_steps {
             self.network.set_denoising_steps(steps)?;
         }
-        let network = &self.network;
-        let (inputs, images) =
-            self.preprocessor.prepare(&self.processor, observation, || network.stream())?;
+        let made;
+        let (inputs, images, took) = match prepared {
+            Some(Prepared { inputs, took }) => (inputs, None, *took),
+            None => {
+                let network = &self.network;
+                let (inputs, images) =
+                    self.preprocessor.prepare(&self.processor, observation, || network.stream())?;
+                made = inputs;
+                (&made, images, start.elapsed())
+            }
+        };
+        let guiding = Instant::now();
         let shape = self.noise_shape();
         let guidance = planned
             .as_ref()
             .map(|planned| self.processor.action().guidance(planned, &observation.state, shape))
             .transpose()
             .map_err(ProcessorError::from)?;
-        let preprocess = start.elapsed();
+        let preprocess = took + guiding.elapsed();
         let (noise, seed) = match noise {
             Noise::Given(noise) => (noise.clone(), None),
             Noise::Seed(seed) => (seeded_noise(*seed, shape), Some(*seed)),
         };
         let noise = noise.insert_axis(ndarray::Axis(0));
         let (normalised, mut timing) =
-            self.run_images(&inputs, images.as_ref(), noise.view(), guidance.as_ref(), &mut Probe::off())?;
+            self.run_images(inputs, images.as_ref(), noise.view(), guidance.as_ref(), &mut Probe::off())?;
         let normalised = normalised.index_axis_move(ndarray::Axis(0), 0);
         let actions = self.processor.decode(normalised.view(), &observation.state)?;
         timing.preprocess = preprocess;

@@ -3,6 +3,7 @@
 use groot_policy::model::{
     policy::{Noise, Policy, PolicyOptions, PredictRequest},
     probe::Probe,
+    tick::{TickInputs, runner::TickRunner},
     tokens::TokenLayout,
 };
 use groot_policy::processor::{
@@ -205,6 +206,35 @@ fn bf16_limit(name: &str, want: &ArrayD<f64>) -> f64 {
         BF16_ACTIONS_LIMIT
     } else {
         BF16_HIDDEN_LIMIT * largest
+    }
+}
+
+/// One runner for all observations, so that instruction, cameras and batch change between its ticks.
+#[test]
+fn f32_actions_with_the_prompts_prefix_kept_are_the_references() {
+    let fixture = Fixture::load();
+    let mut tags: Vec<&str> =
+        fixture.manifest.observations.iter().map(|info| info.embodiment_tag.as_str()).collect();
+    tags.sort_unstable();
+    tags.dedup();
+    for tag in tags {
+        let mut policy = policy(&fixture, tag, Kind::Float);
+        let mut runner = TickRunner::plain();
+        runner.set_prefix_reuse(true);
+        let own = || fixture.manifest.observations.iter().filter(|info| info.embodiment_tag == tag);
+        for info in own().chain(own()) {
+            let model = prepare(&fixture, info, &policy);
+            let noise = noise(&fixture.file(&format!("{}.inputs", info.name)));
+            let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None, images: None };
+            let mut run = || runner.run(&inputs, &mut policy.network().parts()).unwrap().0;
+            let actions = run();
+            assert_eq!(actions, run(), "{}: what is kept is what was computed", info.name);
+            let want = fixture.file(&format!("{}.fp32", info.name)).f64("action_pred");
+            let ours = to_tensor(&actions.mapv(f64::from).into_dyn(), Kind::Float);
+            let mut comparison = Comparison::default();
+            comparison.check("action_pred", &ours, &want, F32_LIMIT);
+            comparison.finish(&info.name);
+        }
     }
 }
 

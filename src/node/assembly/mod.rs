@@ -224,10 +224,23 @@ pub struct Assembled {
     pub ages: Vec<(Input, Duration)>,
 }
 
+impl Assembled {
+    /// Whether no frame is older than `max_age`, `elapsed` after it was selected.
+    pub fn is_fresh_after(&self, elapsed: Duration, max_age: Duration) -> bool {
+        let mut cameras = self.ages.iter().filter(|(input, _)| matches!(input, Input::Camera(_)));
+        cameras.all(|(_, age)| age.saturating_add(elapsed) <= max_age)
+    }
+}
+
 impl Selection {
     /// Stamp of the newest frame: the anchor.
     pub fn image_stamp(&self) -> Stamp {
         self.image_stamp
+    }
+
+    /// What the robot was asked to do when this was selected.
+    pub fn instruction(&self) -> &str {
+        &self.instruction
     }
 
     /// Decodes the frames side by side, some milliseconds each for large JPEGs: call it where it blocks nobody. A compressed
@@ -395,6 +408,14 @@ impl ObservationAssembler {
             self.blocked.count(reason);
         }
         found
+    }
+
+    /// As [`select`](Self::select), to look and not to act: nothing is counted.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub fn newest(&self, now: Stamp) -> Result<Selection, NotReady> {
+        self.find(now)
     }
 
     /// Forgets a frame that cannot be decoded, and counts it.

@@ -67,13 +67,15 @@ impl Arrivals {
 
     /// Waits until each camera has a newer frame than it had `before`, but not beyond `end`. For one waiting task.
     pub(super) async fn wait_for_all(&self, before: &Frames, end: Instant) {
-        let all = async {
-            while !self.lock().all_newer_than(before) {
-                self.arrived.notified().await;
-            }
-        };
         // A camera that is slow or stopped is judged by its age.
-        let _ = tokio::time::timeout_at(end.into(), all).await;
+        let _ = tokio::time::timeout_at(end.into(), self.all_newer(before)).await;
+    }
+
+    /// Waits until each camera has a newer frame than it had `before`. For one waiting task.
+    pub(super) async fn all_newer(&self, before: &Frames) {
+        while !self.lock().all_newer_than(before) {
+            self.arrived.notified().await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Frames> {

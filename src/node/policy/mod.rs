@@ -11,6 +11,7 @@
 mod arrivals;
 pub mod control;
 mod inputs;
+mod look_ahead;
 mod outputs;
 mod report;
 
@@ -28,11 +29,12 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use self::{
     arrivals::{Arrivals, Frames},
     control::{Control, ControlError, Moment, RefusedChunk},
+    look_ahead::{LookAhead, Observed},
     outputs::{OutputFault, Outputs},
 };
 pub use super::policy_options::policy_options;
 use super::{
-    assembly::{Assembled, AssemblerConfig, Input, ObservationAssembler},
+    assembly::{AssemblerConfig, Input, ObservationAssembler},
     chunk_message::{ChunkBuilder, ChunkInfo},
     config::{CheckpointKeys, ConfigError, NodeConfig},
     diagnostics::LatencyWindow,
@@ -45,7 +47,7 @@ use super::{
 };
 use crate::{
     model::{
-        policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, entropy_seed},
+        policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Preparation, entropy_seed},
         thread::{PolicyThread, Predict, Readiness},
     },
     motion::RequestPlan,
@@ -118,6 +120,8 @@ pub struct PolicyInfo {
     pub denoising_steps: usize,
     /// Where and how the network runs.
     pub identity: String,
+    /// Prepares observations while the policy predicts; None: it does so itself, in its turn.
+    pub preparation: Option<Preparation>,
 }
 
 impl PolicyInfo {
@@ -135,6 +139,7 @@ impl PolicyInfo {
             horizon: processor.action().horizon(),
             denoising_steps: policy.default_denoising_steps(),
             identity: policy.identity(),
+            preparation: Some(policy.preparation()),
         }
     }
 }
@@ -351,6 +356,7 @@ pub async fn run(
         shared: shared.clone(),
         policy,
         first_seed: config.noise_seed.unwrap_or_else(entropy_seed),
+        look_ahead: LookAhead::new(shared.info.preparation.clone())?,
     };
     tokio::select! {
         () = planner.run() => {}
@@ -437,14 +443,31 @@ struct Planner {
     policy: PolicyThread<PolicyInfo>,
     builder: ChunkBuilder,
     first_seed: u64,
+    look_ahead: LookAhead,
 }
 
 /// The part of a tick's period by which it may come earlier or later, to meet new frames.
 const LEEWAY: u32 = 8;
 
+/// When the next tick may begin.
+struct Opening {
+    time: Instant,
+    leeway: Duration,
+}
+
+impl Opening {
+    /// After a tick that began at `begun` and used `used`.
+    fn after(begun: Instant, used: &Frames, period: Duration) -> Self {
+        let leeway = period / LEEWAY;
+        let earliest = begun.checked_sub(leeway).unwrap_or(begun);
+        Self { time: used.last().unwrap_or(begun).clamp(earliest, begun) + (period - leeway), leeway }
+    }
+}
+
 impl Planner {
     async fn run(&self) {
         let shared = &self.shared;
+        let mut ticks = 0;
         loop {
             let config = shared.store.config();
             let begun = Instant::now();
@@ -453,12 +476,20 @@ impl Planner {
             });
             // Taken before the observation, so that whatever comes meanwhile counts as new.
             let used = shared.arrivals.frames();
-            if let Some(now) = due
-                && let Some(assembled) = self.observe(now)
-            {
-                let plan = lock(&shared.control).on_request(now, assembled.image_stamp);
+            let observed = due.and_then(|now| Some((now, self.observe(now, &config, ticks, &used)?)));
+            let used = observed.as_ref().map_or(used, |(_, observed)| observed.frames.clone());
+            let period = Duration::from_secs_f64(1.0 / config.rate);
+            if let Some((now, observed)) = observed {
+                ticks += 1;
+                let plan = lock(&shared.control).on_request(now, observed.assembled.image_stamp);
                 let sequence = plan.sequence;
-                if let Err(error) = self.tick(&config, plan, assembled, used.last().unwrap_or(begun)).await {
+                let opening = Opening::after(begun, &used, period);
+                let tick = self.tick(&config, plan, observed, used.last().unwrap_or(begun));
+                let result = tokio::select! {
+                    result = tick => result,
+                    never = self.look_ahead.watch(shared, ticks, opening.time, used.clone()) => match never {},
+                };
+                if let Err(error) = result {
                     let reason = error.to_string();
                     // A chunk that came too late is no fault of the engine; the watchdog sees the lateness itself.
                     if !matches!(error, TickError::Refused(_)) {
@@ -466,8 +497,10 @@ impl Planner {
                     }
                     shared.note_failure(&reason);
                 }
+            } else {
+                self.look_ahead.forget();
             }
-            self.wait(Duration::from_secs_f64(1.0 / config.rate), begun, used).await;
+            self.wait(period, begun, used).await;
         }
     }
 
@@ -475,9 +508,7 @@ impl Planner {
     /// fall into step with the cameras. Where no such frames have come since the last tick, another half of a period.
     async fn wait(&self, period: Duration, begun: Instant, used: Frames) {
         let arrivals = &self.shared.arrivals;
-        let leeway = period / LEEWAY;
-        let earliest = begun.checked_sub(leeway).unwrap_or(begun);
-        let opening = used.last().unwrap_or(begun).clamp(earliest, begun) + (period - leeway);
+        let Opening { time: opening, leeway } = Opening::after(begun, &used, period);
         let end = opening + 2 * leeway;
         // A tick that took so long that the next one is late waits only for what it has not seen.
         if Instant::now() < opening {
@@ -490,9 +521,10 @@ impl Planner {
         arrivals.wait_for_all(&used, opening + period / 2).await;
     }
 
-    /// The newest observation; None where there is none, which is noted. Frames are decoded where they block no other task;
-    /// one that cannot be decoded is dropped and the next best set is taken.
-    fn observe(&self, now: Stamp) -> Option<Assembled> {
+    /// The newest observation, or one that was made ready during the tick before, the `ticks`-th, see [`look_ahead`]; None
+    /// where there is none, which is noted. `frames` are those that have come. They are decoded where they block no other
+    /// task; one that cannot be decoded is dropped and the next best set is taken.
+    fn observe(&self, now: Stamp, config: &NodeConfig, ticks: u64, frames: &Frames) -> Option<Observed> {
         loop {
             let selection = lock(&self.shared.assembler).select(now);
             let selection = match selection {
@@ -503,10 +535,15 @@ impl Planner {
                     return None;
                 }
             };
+            let ready = || self.look_ahead.take(&selection, ticks, now, config.max_age);
+            if let Some(observed) = tokio::task::block_in_place(ready) {
+                *lock(&self.shared.blocked) = None;
+                return Some(observed);
+            }
             match tokio::task::block_in_place(|| selection.decode()) {
                 Ok(assembled) => {
                     *lock(&self.shared.blocked) = None;
-                    return Some(assembled);
+                    return Some(Observed { assembled, prepared: None, frames: frames.clone() });
                 }
                 Err(failure) => {
                     tracing::warn!("{failure}");
@@ -521,16 +558,18 @@ impl Planner {
         &self,
         config: &NodeConfig,
         plan: RequestPlan,
-        assembled: Assembled,
+        observed: Observed,
         arrived: Instant,
     ) -> Result<(), TickError> {
         let shared = &self.shared;
+        let Observed { assembled, prepared, .. } = observed;
         let sequence = shared.chunks.load(Ordering::Relaxed);
         let seed = self.first_seed.wrapping_add(sequence);
         let instruction = assembled.observation.instruction.clone();
         let request = PredictRequest {
             planned: plan.planned,
             denoising_steps: Some(config.denoising_steps.unwrap_or(shared.info.denoising_steps)),
+            prepared,
             ..PredictRequest::new(assembled.observation, Noise::Seed(seed))
         };
         let prediction = self.policy.predict(request).await?;
