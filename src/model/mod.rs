@@ -49,6 +49,7 @@ pub mod tensorrt;
 pub mod thread;
 pub mod tick;
 pub mod tokens;
+#[cfg(any(test, feature = "cuda"))]
 mod trial;
 pub mod velocity;
 pub mod vision;
@@ -103,15 +104,16 @@ pub enum ModelError {
     Onnx(#[from] crate::onnx::OnnxError),
     /// Two ways to compute the same thing came to different results.
     #[error(
-        "{what} disagree with the plain computation on this device: cosine {cosine:.6}, expected at least {}; \
-         choose the mode graph or eager, and please report the device",
-        trial::LEAST_COSINE
+        "{what} disagree with the plain computation on this device: cosine {cosine:.6}, expected at least {least}; \
+         choose the mode graph or eager, and please report the device"
     )]
     Disagreement {
         /// What was tried.
         what: &'static str,
         /// Of the angle between the results.
         cosine: f64,
+        /// What counts as the same.
+        least: f64,
     },
     /// The inputs do not fit the model or each other.
     #[error("{what}: expected {expected}, found {found}")]

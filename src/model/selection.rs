@@ -1,18 +1,13 @@
 //! Which head denoises and what the backbone does between its products, by execution mode.
 //!
-//! A fused part is chosen only after it has agreed with the plain one on a [`Trial`], on the GPU that is there. The plain
+//! A fused part is chosen only after it has agreed with the plain one on a made-up observation (`trial`), on the GPU that is there. The plain
 //! head is dropped before the fused one is loaded, so that there is never memory for two.
 
 use tch::Kind;
 
 use super::{
-    ModelError,
-    action_head::ActionHead,
-    backbone::Backbone,
-    dit::TorchDit,
-    layers::Loader,
+    ModelError, action_head::ActionHead, backbone::Backbone, dit::TorchDit, layers::Loader,
     operators::BackboneOperators,
-    trial::{Trial, agree},
 };
 use crate::{
     checkpoint::{EagleConfig, ModelConfig},
@@ -95,7 +90,10 @@ type Fused = (Box<dyn BackboneOperators>, Option<ActionHead>);
 /// Fused operators, and the fused head where it is wanted, each after it has agreed with the plain ones.
 #[cfg(feature = "cuda")]
 fn fused(at: &Loader, sizes: Sizes, backbone: &mut Backbone, with_head: bool) -> Result<Fused, ModelError> {
-    use super::fused::{FusedVelocity, operators::Operators};
+    use super::{
+        fused::{FusedVelocity, operators::Operators},
+        trial::{Trial, agree},
+    };
     let operators = Box::new(Operators::new(at.device())?);
     let trial = Trial::new(sizes.model, sizes.eagle);
     let (features, layout) = trial.features(backbone)?;

@@ -127,7 +127,11 @@ pub fn agree(what: &'static str, found: &Tensor, expected: &Tensor) -> Result<f6
     let length = |x: &Tensor| Ok::<f64, tch::TchError>(x.f_dot(x)?.f_double_value(&[])?.sqrt());
     let cosine = found.f_dot(&expected)?.f_double_value(&[])? / (length(&found)? * length(&expected)?);
     // Written so that NaN does not pass.
-    if cosine >= LEAST_COSINE { Ok(cosine) } else { Err(ModelError::Disagreement { what, cosine }) }
+    if cosine >= LEAST_COSINE {
+        Ok(cosine)
+    } else {
+        Err(ModelError::Disagreement { what, cosine, least: LEAST_COSINE })
+    }
 }
 
 #[cfg(test)]
