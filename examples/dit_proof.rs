@@ -41,7 +41,7 @@ use groot_policy::{
     onnx::Written,
     tensorrt::F32Layers,
 };
-use random_checkpoint::{EMBODIMENT, open, write_checkpoint};
+use random_checkpoint::{CheckpointOptions, EMBODIMENT, open, write_checkpoint};
 use tch::{Device, Kind};
 
 #[derive(Parser)]
@@ -53,13 +53,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Step {
     /// Write a checkpoint with random weights, if there is none
-    Checkpoint {
-        #[arg(long)]
-        dir: PathBuf,
-        /// Blocks of the transformer
-        #[arg(long, default_value_t = 32)]
-        blocks: usize,
-    },
+    Checkpoint(CheckpointOptions),
     /// Write the fused graph
     Onnx {
         #[command(flatten)]
@@ -133,7 +127,7 @@ fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().step {
-        Step::Checkpoint { dir, blocks } => timed("checkpoint", || write_checkpoint(&dir, blocks)),
+        Step::Checkpoint(options) => timed("checkpoint", || write_checkpoint(&options)),
         Step::Onnx { place, prompt } => {
             let checkpoint = open(&place.dir)?;
             let written = timed("export", || Ok(prompt.request().export(&checkpoint, &place.out)?))?;

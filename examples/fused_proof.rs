@@ -33,7 +33,7 @@ use groot_policy::{
         velocity::VelocityEngine as _,
     },
 };
-use random_checkpoint::{EMBODIMENT, open, write_checkpoint};
+use random_checkpoint::{CheckpointOptions, EMBODIMENT, open, write_checkpoint};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -49,13 +49,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Step {
     /// Write a checkpoint with random weights, if there is none
-    Checkpoint {
-        #[arg(long)]
-        dir: PathBuf,
-        /// Blocks of the transformer
-        #[arg(long, default_value_t = 32)]
-        blocks: usize,
-    },
+    Checkpoint(CheckpointOptions),
     /// Tune, time, compare
     Run(Options),
 }
@@ -84,7 +78,7 @@ fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().step {
-        Step::Checkpoint { dir, blocks } => write_checkpoint(&dir, blocks),
+        Step::Checkpoint(options) => write_checkpoint(&options),
         Step::Run(options) => run(&options),
     }
 }

@@ -40,19 +40,31 @@ impl fmt::Display for ExecutionMode {
     }
 }
 
-/// A name that stands for no mode.
+/// A name that stands for no mode of its kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected one of the modes {}, found {found:?}", ExecutionMode::NAMES.join(", "))]
-pub struct UnknownExecutionMode {
+#[error("expected one of the modes {known}, found {found:?}")]
+pub struct UnknownMode {
+    known: String,
     found: String,
 }
 
-impl FromStr for ExecutionMode {
-    type Err = UnknownExecutionMode;
+/// The one of `all` with this name.
+pub(crate) fn mode_by_name<T: Copy>(
+    all: &[T],
+    name_of: fn(T) -> &'static str,
+    name: &str,
+) -> Result<T, UnknownMode> {
+    all.iter().copied().find(|&mode| name_of(mode) == name).ok_or_else(|| UnknownMode {
+        known: all.iter().map(|&mode| name_of(mode)).collect::<Vec<_>>().join(", "),
+        found: name.to_owned(),
+    })
+}
 
-    fn from_str(name: &str) -> Result<Self, UnknownExecutionMode> {
-        let known = Self::ALL.into_iter().find(|mode| mode.name() == name);
-        known.ok_or_else(|| UnknownExecutionMode { found: name.to_owned() })
+impl FromStr for ExecutionMode {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        mode_by_name(&Self::ALL, Self::name, name)
     }
 }
 

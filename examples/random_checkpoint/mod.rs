@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use groot_policy::checkpoint::{
@@ -27,6 +27,16 @@ const SHARD: usize = 512 << 20;
 /// Values from one seed.
 const CHUNK: usize = 1 << 20;
 
+/// Where the checkpoint goes, and its size.
+#[derive(clap::Args)]
+pub struct CheckpointOptions {
+    #[arg(long)]
+    dir: PathBuf,
+    /// Blocks of the transformer
+    #[arg(long, default_value_t = 32)]
+    blocks: usize,
+}
+
 /// Opens what [`write_checkpoint`] wrote.
 pub fn open(dir: &Path) -> Result<Checkpoint> {
     let options = OpenOptions { parts: Parts::ActionHead, ..OpenOptions::default() };
@@ -48,7 +58,8 @@ fn config(blocks: usize) -> serde_json::Value {
 }
 
 /// Writes it, if it is not there.
-pub fn write_checkpoint(dir: &Path, blocks: usize) -> Result<()> {
+pub fn write_checkpoint(CheckpointOptions { dir, blocks }: &CheckpointOptions) -> Result<()> {
+    let blocks = *blocks;
     if open(dir).is_ok_and(|checkpoint| checkpoint.config.diffusion.num_layers == blocks) {
         println!("{}: is there", dir.display());
         return Ok(());

@@ -287,7 +287,8 @@ fn quads(what: &'static str, columns: i32) -> Result<(), CudaError> {
     Err(CudaError::argument(what, "a multiple of 4", columns))
 }
 
-/// The kernels, compiled and loaded, but for those of products ([`Gemms`](super::Gemms)).
+/// The kernels, compiled and loaded, but for those of products ([`Gemms`](super::Gemms)). Clones share them.
+#[derive(Clone)]
 pub struct Kernels {
     gpu: Gpu,
     residual_norm: Kernel,

@@ -12,7 +12,6 @@ use crate::{
         ModelError,
         action_head::ActionHead,
         device::{synchronize, to_host},
-        dit::TorchDit,
         layers::Loader,
         probe::Probe,
     },
@@ -49,8 +48,7 @@ pub fn torch_head(
     kind: Kind,
 ) -> Result<ActionHead, ModelError> {
     let at = Loader::new(&checkpoint.weights, device, kind).at("action_head");
-    let dit = TorchDit::load(&at.at("model"), &checkpoint.config)?;
-    ActionHead::load(&at, &checkpoint.config, embodiment, Box::new(dit))
+    ActionHead::on_libtorch(&at, &checkpoint.config, embodiment)
 }
 
 /// What a head made of a tick, step by step, f32 on the CPU.

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     ModelError,
     cuda::Stream,
-    dit::DitEngine,
+    dit::{DitEngine, TorchDit},
     embodiment::Mlp,
     layers::{LayerNorm, Loader},
     probe::Probe,
@@ -42,6 +42,14 @@ impl ActionHead {
     ) -> Result<Self, ModelError> {
         let engine = Box::new(LayeredVelocity::load(at, config, embodiment, dit)?);
         Self::with_engine(at, config, embodiment, engine)
+    }
+
+    /// As [`load`](Self::load), with the transformer on libtorch too, layer by layer.
+    ///
+    /// # Errors
+    /// A tensor is missing, or there is no memory.
+    pub fn on_libtorch(at: &Loader, config: &ModelConfig, embodiment: usize) -> Result<Self, ModelError> {
+        Self::load(at, config, embodiment, Box::new(TorchDit::load(&at.at("model"), config)?))
     }
 
     /// As [`load`](Self::load), with an engine for the whole denoising step: of the module's weights only the norm of the

@@ -6,8 +6,7 @@
 use tch::Kind;
 
 use super::{
-    ModelError, action_head::ActionHead, backbone::Backbone, dit::TorchDit, layers::Loader,
-    operators::BackboneOperators,
+    ModelError, action_head::ActionHead, backbone::Backbone, layers::Loader, operators::BackboneOperators,
 };
 use crate::{
     checkpoint::{EagleConfig, ModelConfig},
@@ -35,15 +34,6 @@ pub struct Sizes<'a> {
     pub embodiment: usize,
 }
 
-/// The head whose steps run on libtorch, layer by layer; `at` is the module `action_head`.
-///
-/// # Errors
-/// A tensor is missing, or there is no memory.
-pub fn plain_head(at: &Loader, sizes: Sizes) -> Result<ActionHead, ModelError> {
-    let dit = Box::new(TorchDit::load(&at.at("model"), sizes.model)?);
-    ActionHead::load(at, sizes.model, sizes.embodiment, dit)
-}
-
 /// Chooses for a mode. `engine` is the head of a TensorRT engine, which then stays whatever the mode.
 ///
 /// # Errors
@@ -61,27 +51,22 @@ pub fn select(
         ExecutionMode::Auto => (root.device().is_cuda() && root.kind() == Kind::BFloat16, false),
         ExecutionMode::Eager | ExecutionMode::Graph => (false, false),
     };
-    let plain = |without| Ok(Selection { head: plain_head(&at, sizes)?, operators: None, without });
-    if !wanted {
-        return match engine {
-            Some(head) => Ok(Selection { head, operators: None, without: None }),
-            None => plain(None),
-        };
-    }
-    let own_head = engine.is_none();
-    let reason = match fused(&at, sizes, backbone, own_head) {
-        Ok((operators, fused)) => {
-            // One of the two is there: the fused head is made where there is no other.
-            let head = engine.or(fused).map_or_else(|| plain_head(&at, sizes), Ok)?;
-            return Ok(Selection { head, operators: Some(operators), without: None });
-        }
-        Err(error) if must => return Err(error),
-        Err(error) => error.to_string(),
+    let with = |head: Option<ActionHead>, operators, without| {
+        let plain = || ActionHead::on_libtorch(&at, sizes.model, sizes.embodiment);
+        Ok(Selection { head: head.map_or_else(plain, Ok)?, operators, without })
     };
-    tracing::warn!("the network runs without fused kernels: {reason}");
-    match engine {
-        Some(head) => Ok(Selection { head, operators: None, without: Some(reason) }),
-        None => plain(Some(reason)),
+    if !wanted {
+        return with(engine, None, None);
+    }
+    // The fused head is made where there is no other.
+    match fused(&at, sizes, backbone, engine.is_none()) {
+        Ok((operators, made)) => with(engine.or(made), Some(operators), None),
+        Err(error) if must => Err(error),
+        Err(error) => {
+            let reason = error.to_string();
+            tracing::warn!("the network runs without fused kernels: {reason}");
+            with(engine, None, Some(reason))
+        }
     }
 }
 
@@ -103,9 +88,11 @@ fn fused(at: &Loader, sizes: Sizes, backbone: &mut Backbone, with_head: bool) ->
     if !with_head {
         return Ok((operators, None));
     }
-    let expected = trial.way(&mut plain_head(at, sizes)?, &features, &layout)?;
-    let velocity = Box::new(FusedVelocity::load(at, sizes.model, sizes.embodiment)?);
-    let mut head = ActionHead::with_engine(at, sizes.model, sizes.embodiment, velocity)?;
+    let mut plain = ActionHead::on_libtorch(at, sizes.model, sizes.embodiment)?;
+    let expected = trial.way(&mut plain, &features, &layout)?;
+    drop(plain);
+    let velocity = FusedVelocity::load_beside(&operators, at, sizes.model, sizes.embodiment)?;
+    let mut head = ActionHead::with_engine(at, sizes.model, sizes.embodiment, Box::new(velocity))?;
     let found = trial.way(&mut head, &features, &layout)?;
     let cosine = agree("fused denoising steps", &found, &expected)?;
     tracing::info!("fused denoising steps agree with the plain ones: cosine {cosine:.6}");

@@ -7,7 +7,7 @@ use tch::Kind;
 use crate::{
     engine::{EngineChoice, Precision},
     evaluation::ModeIdentity,
-    execution::ExecutionMode,
+    execution::{ExecutionMode, UnknownMode, mode_by_name},
     model::policy::PolicyOptions,
 };
 
@@ -123,22 +123,11 @@ impl fmt::Display for Mode {
     }
 }
 
-/// A name that stands for no mode.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected one of the modes {known}, found {found:?}")]
-pub struct UnknownMode {
-    known: String,
-    found: String,
-}
-
 impl FromStr for Mode {
     type Err = UnknownMode;
 
     fn from_str(name: &str) -> Result<Self, UnknownMode> {
-        Self::ALL.into_iter().find(|mode| mode.name() == name).ok_or_else(|| UnknownMode {
-            known: Self::ALL.map(Self::name).join(", "),
-            found: name.to_owned(),
-        })
+        mode_by_name(&Self::ALL, Self::name, name)
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     checkpoint::ModelConfig,
     cuda::{CudaError, Gemms, Gpu, Kernels, Queue, Recording, Tuned},
 };
+use operators::Operators;
 pub use tick::Stage;
 use tick::{Machine, Run, Sizes, Stages, Tick, TickShape};
 use weights::HeadWeights;
@@ -99,6 +100,28 @@ impl FusedVelocity {
     /// # Errors
     /// No GPU, no NVRTC, a type other than bf16, or sizes that the kernels are not made for.
     pub fn load(at: &Loader, config: &ModelConfig, embodiment: usize) -> Result<Self, ModelError> {
+        Self::load_with(at, config, embodiment, |gpu| Ok(Kernels::new(gpu)?))
+    }
+
+    /// As [`load`](Self::load), with the kernels that were compiled for the operators of the same GPU.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_beside(
+        operators: &Operators,
+        at: &Loader,
+        config: &ModelConfig,
+        embodiment: usize,
+    ) -> Result<Self, ModelError> {
+        Self::load_with(at, config, embodiment, |_| Ok(operators.kernels()))
+    }
+
+    fn load_with(
+        at: &Loader,
+        config: &ModelConfig,
+        embodiment: usize,
+        kernels: impl FnOnce(&Gpu) -> Result<Kernels, ModelError>,
+    ) -> Result<Self, ModelError> {
         let device = at.device();
         let ordinal = ordinal(device)?;
         if at.kind() != Kind::BFloat16 {
@@ -122,7 +145,7 @@ impl FusedVelocity {
             });
         }
         let gpu = Gpu::open(ordinal)?;
-        let kernels = Kernels::new(&gpu)?;
+        let kernels = kernels(&gpu)?;
         let machine = Machine {
             attention: kernels.attention(sizes.width / sizes.heads)?,
             gemms: Gemms::new(&gpu)?,
@@ -175,7 +198,7 @@ impl FusedVelocity {
         self.machine.gemms.table()
     }
 
-    /// Chooses how much a tick of this size asks into the L2 cache ahead: what is fastest.
+    /// Chooses how much a tick of this many rows asks into the L2 cache ahead: what is fastest.
     fn tune_ahead(&self, tick: &mut Tick) -> Result<(), ModelError> {
         if !self.gpu.overlaps() || self.machine.terms.is_none() {
             return Ok(());
@@ -399,14 +422,24 @@ impl VelocityEngine for FusedVelocity {
                 self.ticks.push(tick);
             }
             None => {
+                // What is asked for ahead is a matter of the rows alone: a prompt of another length, which may come while a
+                // robot moves, is not worth trying it all again.
+                let rows = |shape: &TickShape| (shape.samples, shape.states);
+                let known =
+                    self.ticks.iter().find(|tick| rows(&tick.shape) == rows(&shape)).map(|tick| tick.ahead);
                 if self.ticks.len() >= KEPT {
                     self.wait();
                     drop(self.ticks.remove(0));
                 }
                 let mut tick = Tick::new(&mut self.machine, shape, self.device)?;
-                // The other stream than the one that has just filled it.
-                self.wait();
-                self.tune_ahead(&mut tick)?;
+                match known {
+                    Some(ahead) => tick.ahead = ahead,
+                    None => {
+                        // On another stream than the one that has just filled it.
+                        self.wait();
+                        self.tune_ahead(&mut tick)?;
+                    }
+                }
                 self.ticks.push(tick);
             }
         }

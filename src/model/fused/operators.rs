@@ -1,7 +1,6 @@
 //! The backbone's fused operators on libtorch's tensors: bf16 on one GPU, rounding where the plain operators round.
 
 use std::ffi::c_void;
-use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
@@ -36,6 +35,11 @@ impl Operators {
         Ok(Self { kernels: Kernels::new(&gpu)?, queue: Queue::new(stream, false), gpu, device })
     }
 
+    /// The compiled kernels, for others on the same GPU.
+    pub(super) fn kernels(&self) -> Kernels {
+        self.kernels.clone()
+    }
+
     /// On the emulated GPU of the tests, for tensors on the CPU.
     #[cfg(test)]
     pub fn emulated(order: crate::cuda::emulation::Order) -> Result<Self, ModelError> {
@@ -51,7 +55,7 @@ impl Operators {
     pub unsafe fn use_stream(&mut self, stream: *mut c_void) {
         // SAFETY: by this function's contract.
         let stream = unsafe { self.gpu.external_stream(stream) };
-        self.queue = Queue::new(Arc::clone(&stream), false);
+        self.queue = Queue::new(stream, false);
     }
 
     fn check(&self, what: &'static str, tensor: &Tensor, width: Option<i64>) -> Result<(), ModelError> {

@@ -6,8 +6,8 @@ use super::super::tick::{Machine as Shared, Run, Sizes, Tick, TickShape};
 use super::super::weights::HeadWeights;
 use super::machine::Machine;
 use super::{
-    FusedVelocity, Loader, ModelConfig, ModelError, Probe, TokenLayout, TorchDit, VelocityEngine, distance,
-    layout, mean_square, normal, tiny,
+    FusedVelocity, Loader, ModelConfig, ModelError, Probe, TokenLayout, VelocityEngine, distance, layout,
+    mean_square, normal, tiny,
 };
 use crate::checkpoint::Checkpoint;
 use crate::cuda::emulation::Order;
@@ -98,8 +98,7 @@ impl VelocityEngine for EmulatedVelocity {
 /// The head on the plain path.
 fn plain_head(checkpoint: &Checkpoint, device: Device, kind: Kind) -> ActionHead {
     let at = Loader::new(&checkpoint.weights, device, kind).at("action_head");
-    let dit = TorchDit::load(&at.at("model"), &checkpoint.config).unwrap();
-    ActionHead::load(&at, &checkpoint.config, 1, Box::new(dit)).unwrap()
+    ActionHead::on_libtorch(&at, &checkpoint.config, 1).unwrap()
 }
 
 #[test]
