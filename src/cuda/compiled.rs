@@ -7,6 +7,7 @@ use super::kernels;
 use super::nvrtc::{Nvrtc, Target};
 use super::skinny::{self, MOST_TILES, Skinny};
 use super::source::Source;
+use super::warpgroup::{self, Warpgroup};
 use crate::engine::ComputeCapability;
 
 /// Generations, and kilobytes of shared memory that a block can have.
@@ -87,6 +88,14 @@ fn every_kernel_compiles_for_each_generation_and_stays_in_its_registers() {
         let gpu = Gpu::emulated_with(capability, kilobytes << 10);
         let products = products(&gpu);
         assert!(products.len() >= Skinny::ALL.len() / 2, "{target}: {} products", products.len());
+        if (major, minor) == (9, 0) {
+            let target = Target::Specific(capability);
+            for tiles in [1, 3, 7, 8] {
+                let all = warpgroup::all().into_iter().filter(|shape| shape.fits(&gpu, tiles));
+                let all: Vec<Warpgroup> = all.collect();
+                work.extend(all.chunks(18).map(|all| (target, kilobytes << 10, warpgroup::source(all, tiles))));
+            }
+        }
         let all = kernels::sources().into_iter().chain(products.chunks(4).map(skinny::source));
         work.extend(all.map(|source| (target, kilobytes << 10, source)));
     }
@@ -104,6 +113,7 @@ fn every_kernel_compiles_for_each_generation_and_stays_in_its_registers() {
             let threads = match source.name {
                 "norm.cu" => 1024,
                 "gemm.cu" => gemm_threads(&kernel),
+                "gemm_warpgroup.cu" => warpgroup_threads(&kernel),
                 _ => 256,
             };
             assert!(
@@ -120,6 +130,12 @@ fn every_kernel_compiles_for_each_generation_and_stays_in_its_registers() {
 fn gemm_threads(kernel: &str) -> usize {
     let numbers: Vec<usize> = kernel.split('_').filter_map(|part| part.parse().ok()).collect();
     32 * (numbers[1] * numbers[2] + numbers[5])
+}
+
+/// Of a kernel's name.
+fn warpgroup_threads(kernel: &str) -> usize {
+    let groups = kernel.split('_').find_map(|part| part.parse::<usize>().ok());
+    groups.unwrap() * 128 + 32
 }
 
 #[test]

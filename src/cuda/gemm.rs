@@ -11,6 +11,7 @@ use super::module::Kernel;
 use super::queue::Queue;
 use super::skinny::{self, Skinny};
 use super::tune::Tuned;
+use super::warpgroup::{self, TensorMap, Warpgroup, WarpgroupArguments};
 
 /// Bytes of cuBLASLt's workspace.
 pub(super) const WORKSPACE: usize = 32 << 20;
@@ -88,6 +89,15 @@ pub enum Plan {
         /// Whether the L2 cache is asked for weights ahead.
         prefetch: bool,
     },
+    /// The own kernel for Hopper, k in parts of `split`.
+    Warpgroup {
+        /// Its shape.
+        shape: Warpgroup,
+        /// k of a block.
+        split: usize,
+        /// Blocks that share k.
+        depth: usize,
+    },
     /// cuBLASLt, which does its splitting inside.
     Library(LibraryGemm),
 }
@@ -97,14 +107,21 @@ impl Plan {
     pub fn parts(&self) -> usize {
         match self {
             // A cluster sums what its blocks make.
-            Self::Own { skinny, depth, .. } => {
-                if skinny.cluster > 1 {
-                    1
-                } else {
-                    *depth
-                }
-            }
+            Self::Own { skinny: Skinny { cluster, .. }, depth, .. }
+            | Self::Warpgroup { shape: Warpgroup { cluster, .. }, depth, .. } => depth / cluster,
             Self::Library(_) => 1,
+        }
+    }
+
+    /// Whether it differs from another in details only.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Own { skinny: a, .. }, Self::Own { skinny: b, .. }) => a.columns() == b.columns(),
+            (Self::Warpgroup { shape: a, .. }, Self::Warpgroup { shape: b, .. }) => {
+                (a.columns(), a.cluster) == (b.columns(), b.cluster)
+            }
+            (Self::Library(_), Self::Library(_)) => true,
+            _ => false,
         }
     }
 
@@ -114,6 +131,9 @@ impl Plan {
             Self::Own { skinny, prefetch, .. } => {
                 let ahead = if *prefetch { ", L2 ahead" } else { "" };
                 format!("{}, {} parts{ahead}", skinny.name(), self.parts())
+            }
+            Self::Warpgroup { shape, depth, .. } => {
+                format!("{}, k by {depth}, {} parts", shape.name(), self.parts())
             }
             Self::Library(gemm) => format!("cuBLASLt, workspace {} KiB", gemm.workspace >> 10),
         }
@@ -133,11 +153,14 @@ pub struct Gemms {
     shapes: Vec<Skinny>,
     /// By token tiles of a block.
     pub(super) own: HashMap<usize, Vec<(Skinny, Kernel)>>,
+    /// The same of Hopper's own kernel; none on other generations.
+    pub(super) warpgroups: HashMap<usize, Vec<(Warpgroup, Kernel)>>,
     /// Why cuBLASLt is not there, or itself and its workspace.
     pub(super) blas: Result<(Blas, Memory), String>,
     /// What was tuned, for tables.
     pub(super) table: Vec<Tuned>,
-    pub(super) cached: HashMap<GemmShape, std::sync::Arc<Gemm>>,
+    /// What is right, fastest first.
+    pub(super) cached: HashMap<GemmShape, Vec<std::sync::Arc<Gemm>>>,
 }
 
 impl Gemms {
@@ -167,8 +190,15 @@ impl Gemms {
     }
 
     fn with(gpu: &Gpu, shapes: Vec<Skinny>, blas: Result<(Blas, Memory), String>) -> Self {
-        let (own, cached) = (HashMap::new(), HashMap::new());
-        Self { gpu: gpu.clone(), shapes, own, blas, table: Vec::new(), cached }
+        Self {
+            gpu: gpu.clone(),
+            shapes,
+            own: HashMap::new(),
+            warpgroups: HashMap::new(),
+            blas,
+            table: Vec::new(),
+            cached: HashMap::new(),
+        }
     }
 
     /// What was measured so far.
@@ -208,6 +238,21 @@ impl Gemms {
     pub fn compiled(&mut self, rows: usize) -> Result<Vec<Skinny>, CudaError> {
         let tiles = self.compile(rows)?;
         Ok(self.own.get(&tiles).into_iter().flatten().map(|(skinny, _)| *skinny).collect())
+    }
+
+    /// Shapes of Hopper's own kernel, compiled for so many rows: none on another GPU, or where the compiler is too old.
+    pub fn compiled_warpgroups(&mut self, rows: usize) -> Vec<Warpgroup> {
+        let (tiles, _) = skinny::token_tiles(rows);
+        if !warpgroup::runs_on(&self.gpu) {
+            return Vec::new();
+        }
+        let kernels = self.warpgroups.entry(tiles).or_insert_with(|| {
+            warpgroup::compile(&self.gpu, &warpgroup::all(), tiles).unwrap_or_else(|error| {
+                tracing::warn!("products run without the kernel for this GPU's generation: {error}");
+                Vec::new()
+            })
+        });
+        kernels.iter().map(|(shape, _)| *shape).collect()
     }
 
     /// Queues a product.
@@ -258,6 +303,37 @@ impl Gemms {
                 unsafe {
                     queue.launch(kernel, grid, skinny.threads(), skinny.shared(tiles) as u32, &arguments)?
                 };
+                if finish.is_some() && direct.is_none() {
+                    // SAFETY: as above.
+                    unsafe { self.finish(kernels, queue, gemm, call)? };
+                }
+                Ok(())
+            }
+            Plan::Warpgroup { shape, split, depth } => {
+                let (tiles, blocks) = skinny::token_tiles(rows);
+                let kernel = self.warpgroups.get(&tiles).and_then(|all| all.iter().find(|(s, _)| s == shape));
+                let (_, kernel) = kernel.ok_or_else(|| {
+                    CudaError::argument("product", "a kernel that was compiled for its rows", rows)
+                })?;
+                let direct = finish.filter(|_| gemm.plan.parts() == 1);
+                let arguments = WarpgroupArguments {
+                    weight: TensorMap::new(call.weight, n, k, 64)?,
+                    activations: TensorMap::new(call.activations, rows, k, tiles * 8)?,
+                    bias: call.bias,
+                    out: if finish.is_some() && direct.is_none() { call.parts } else { call.out },
+                    ahead: call.ahead,
+                    rows: rows as i32,
+                    n: n as i32,
+                    k: k as i32,
+                    split: *split as i32,
+                    finished: i32::from(direct.is_some()),
+                    activation: direct.unwrap_or(Activation::None) as i32,
+                };
+                let grid = [n.div_ceil(shape.columns()), *depth, blocks];
+                // SAFETY: by this function's contract.
+                unsafe {
+                    queue.launch(kernel, grid, shape.threads(), shape.shared(tiles) as u32, &arguments)?;
+                }
                 if finish.is_some() && direct.is_none() {
                     // SAFETY: as above.
                     unsafe { self.finish(kernels, queue, gemm, call)? };

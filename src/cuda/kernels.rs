@@ -13,6 +13,9 @@ const ATTENTION: &str = include_str!("kernels/attention.cu");
 const NORM: &str = include_str!("kernels/norm.cu");
 const ELEMENTWISE: &str = include_str!("kernels/elementwise.cu");
 pub(super) const GEMM: &str = include_str!("kernels/gemm.cu");
+/// What Hopper alone has.
+pub(super) const WARPGROUP: &str = include_str!("kernels/warpgroup.cuh");
+pub(super) const GEMM_WARPGROUP: &str = include_str!("kernels/gemm_warpgroup.cu");
 
 /// Head widths that the attention is compiled for.
 pub(super) const HEAD_WIDTHS: [usize; 6] = [16, 32, 48, 64, 96, 128];

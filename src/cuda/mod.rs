@@ -31,6 +31,7 @@ mod queue;
 mod skinny;
 mod source;
 mod tune;
+mod warpgroup;
 
 pub use blas::Blas;
 pub use error::CudaError;
@@ -46,6 +47,7 @@ pub use nvrtc::{Code, Nvrtc, Target};
 pub use queue::{Queue, Recording};
 pub use skinny::Skinny;
 pub use tune::{Candidate, Tuned};
+pub use warpgroup::Warpgroup;
 
 /// What is done to each value of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

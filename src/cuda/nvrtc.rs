@@ -30,6 +30,8 @@ type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
 pub enum Target {
     /// Machine code of one generation.
     Machine(ComputeCapability),
+    /// The same with what this generation alone has.
+    Specific(ComputeCapability),
     /// PTX of one generation, which the driver translates for it and all later ones.
     Virtual(ComputeCapability),
 }
@@ -38,6 +40,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Machine(c) => write!(f, "sm_{}{}", c.major, c.minor),
+            Self::Specific(c) => write!(f, "sm_{}{}a", c.major, c.minor),
             Self::Virtual(c) => write!(f, "compute_{}{}", c.major, c.minor),
         }
     }
@@ -180,7 +183,7 @@ impl Nvrtc {
             let code = (self.compile)(program, options.len() as c_int, options.as_ptr());
             let result = if code == 0 {
                 let (size, fetch) = match target {
-                    Target::Machine(_) => (self.cubin_size, self.cubin),
+                    Target::Machine(_) | Target::Specific(_) => (self.cubin_size, self.cubin),
                     Target::Virtual(_) => (self.ptx_size, self.ptx),
                 };
                 Self::fetch(program, size, fetch).map(Code)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::module::Module;
-use super::nvrtc::Nvrtc;
+use super::nvrtc::{Nvrtc, Target};
 
 /// What the kernels need of the hardware. The emulation has its own.
 const HARDWARE: &str = include_str!("kernels/ptx.cuh");
@@ -57,14 +57,27 @@ pub(super) fn compile(gpu: &Gpu, source: &Source) -> Result<Arc<Module>, CudaErr
 /// # Errors
 /// As [`compile`].
 pub(super) fn compile_all(gpu: &Gpu, sources: &[Source]) -> Result<Vec<Arc<Module>>, CudaError> {
-    use rayon::prelude::*;
     #[cfg(test)]
     if gpu.is_emulated() {
         let library = |source| Ok(Module::emulated(super::emulation::compile(source)?));
+        use rayon::prelude::*;
         return sources.par_iter().map(library).collect();
     }
+    let target = Nvrtc::load()?.target(gpu.capability());
+    compile_for(gpu, sources, target)
+}
+
+/// The same with what the GPU's generation alone has.
+///
+/// # Errors
+/// As [`compile`].
+pub(super) fn compile_specific(gpu: &Gpu, sources: &[Source]) -> Result<Vec<Arc<Module>>, CudaError> {
+    compile_for(gpu, sources, Target::Specific(gpu.capability()))
+}
+
+fn compile_for(gpu: &Gpu, sources: &[Source], target: Target) -> Result<Vec<Arc<Module>>, CudaError> {
+    use rayon::prelude::*;
     let nvrtc = Nvrtc::load()?;
-    let target = nvrtc.target(gpu.capability());
     let code: Vec<_> = sources
         .par_iter()
         .map(|source| nvrtc.compile(source.name, &source.cuda(), target))

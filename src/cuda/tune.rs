@@ -21,6 +21,9 @@ const POOL: usize = 192 << 20;
 const CHAIN: usize = 24;
 /// Launches of a recording that count; two more warm up.
 const ROUNDS: usize = 5;
+/// Ways that are kept for a shape, and of those that are much alike.
+const WAYS: usize = 16;
+const ALIKE: usize = 3;
 /// Spread of the values: products stay small.
 const SPREAD: f32 = 0.05;
 
@@ -56,7 +59,7 @@ impl Gemms {
     /// # Errors
     /// No way works, or no memory.
     pub fn tuned(&mut self, kernels: &Kernels, shape: GemmShape) -> Result<Arc<Gemm>, CudaError> {
-        if let Some(known) = self.cached.get(&shape) {
+        if let Some(known) = self.ways(shape).first() {
             return Ok(Arc::clone(known));
         }
         if shape.n == 0
@@ -75,18 +78,25 @@ impl Gemms {
         }
         let bench = Bench::new(self, kernels, shape)?;
         let check = Check::new(&self.gpu, kernels, shape)?;
-        let mut best: Option<(f64, Gemm)> = None;
+        let mut timed: Vec<(Gemm, Result<f64, String>)> = plans
+            .into_iter()
+            .map(|plan| {
+                let gemm = Gemm { shape, plan };
+                let time = bench.time(self, kernels, &gemm).map_err(|error| error.to_string());
+                (gemm, time)
+            })
+            .collect();
+        let key = |time: &Result<f64, String>| time.as_ref().copied().unwrap_or(f64::INFINITY);
+        timed.sort_by(|a, b| key(&a.1).total_cmp(&key(&b.1)));
+        let mut ways = Vec::new();
         let mut candidates = Vec::new();
-        for plan in plans {
-            let (name, library) = (plan.name(), matches!(plan, Plan::Library(_)));
-            let gemm = Gemm { shape, plan };
-            let mut time = bench.time(self, kernels, &gemm).map_err(|error| error.to_string());
-            if let Ok(taken) = time
-                && best.as_ref().is_none_or(|(fastest, _)| taken < *fastest)
-            {
-                // Only what would be chosen is worth the look.
+        for (gemm, mut time) in timed {
+            let (name, library) = (gemm.plan.name(), matches!(gemm.plan, Plan::Library(_)));
+            // Only what may be chosen is worth the look.
+            let alike = ways.iter().filter(|way: &&Arc<Gemm>| way.plan.is_like(&gemm.plan)).count();
+            if time.is_ok() && ways.len() < WAYS && alike < ALIKE {
                 match check.error(self, kernels, &gemm) {
-                    Ok(error) if error <= 1.0 => best = Some((taken, gemm)),
+                    Ok(error) if error <= 1.0 => ways.push(Arc::new(gemm)),
                     Ok(error) => {
                         time = Err(format!("its result is off by {error:.1} times what rounding explains"));
                     }
@@ -98,10 +108,10 @@ impl Gemms {
             }
             candidates.push(Candidate { name, library, time });
         }
-        let key = |candidate: &Candidate| candidate.time.as_ref().copied().unwrap_or(f64::INFINITY);
-        candidates.sort_by(|a, b| key(a).total_cmp(&key(b)));
+        // What failed goes last.
+        candidates.sort_by_key(|candidate| candidate.time.is_err());
         self.table.push(Tuned { shape, candidates });
-        let Some((_, gemm)) = best else {
+        let Some(best) = ways.first().cloned() else {
             let reasons = self.table.last().and_then(|tuned| tuned.candidates.first());
             let found = reasons.and_then(|candidate| candidate.time.as_ref().err().cloned());
             return Err(CudaError::argument(
@@ -110,9 +120,13 @@ impl Gemms {
                 found.unwrap_or_else(|| "none".to_owned()),
             ));
         };
-        let gemm = Arc::new(gemm);
-        self.cached.insert(shape, Arc::clone(&gemm));
-        Ok(gemm)
+        self.cached.insert(shape, ways);
+        Ok(best)
+    }
+
+    /// The ways that are right, fastest first: which is best beside other kernels only these can tell.
+    pub fn ways(&self, shape: GemmShape) -> &[Arc<Gemm>] {
+        self.cached.get(&shape).map_or(&[], Vec::as_slice)
     }
 
     /// On the emulated GPU nothing is fast: one or the other, so that different shapes try different ways.
@@ -122,7 +136,7 @@ impl Gemms {
         let plan = plans.into_iter().nth((shape.rows + shape.n / 4 + shape.k / 8) % count);
         let plan = plan.ok_or_else(|| CudaError::argument("ways to multiply", "some", shape))?;
         let gemm = Arc::new(Gemm { shape, plan });
-        self.cached.insert(shape, Arc::clone(&gemm));
+        self.cached.insert(shape, vec![Arc::clone(&gemm)]);
         Ok(gemm)
     }
 
@@ -157,6 +171,24 @@ impl Gemms {
                 if ahead {
                     plans.push(Plan::Own { skinny, split, depth, prefetch: true });
                 }
+            }
+        }
+        let multiprocessors = self.gpu.multiprocessors() as usize;
+        for shape in self.compiled_warpgroups(rows) {
+            let across = n.div_ceil(shape.columns()) * blocks;
+            let chunks = k.div_ceil(shape.chunk());
+            for depth in 1..=MOST_PARTS.min(chunks) {
+                let split = chunks.div_ceil(depth) * shape.chunk();
+                // Every block has something to do, all run at once, and most multiprocessors have one.
+                let fits = split * (depth - 1) < k && (shape.cluster == 1 || depth == shape.cluster);
+                let blocks = across * depth;
+                if !fits || !(multiprocessors / 3..=2 * multiprocessors).contains(&blocks) {
+                    continue;
+                }
+                if finish.is_some() && depth != shape.cluster {
+                    continue;
+                }
+                plans.push(Plan::Warpgroup { shape, split, depth });
             }
         }
         if let Ok((blas, _)) = &self.blas {

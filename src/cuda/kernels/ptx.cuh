@@ -8,13 +8,13 @@ typedef unsigned long long u64;
 #define DEVICE static __device__ __forceinline__
 
 // Opens a kernel: its one parameter is `args`.
-#define KERNEL(name, Arguments) extern "C" __global__ void name(const Arguments args)
+#define KERNEL(name, Arguments) extern "C" __global__ void name(const __grid_constant__ Arguments args)
 // One of at most `threads` threads a block.
-#define BOUNDED_KERNEL(name, Arguments, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Arguments args)
+#define BOUNDED_KERNEL(name, Arguments, threads) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments args)
 // One whose blocks come in clusters of so many along y, where the hardware has clusters.
 #if __CUDA_ARCH__ >= 900
 #define CLUSTER_KERNEL(name, Arguments, threads, cluster)                                                              \
-    extern "C" __global__ void __cluster_dims__(1, cluster, 1) __launch_bounds__(threads) name(const Arguments args)
+    extern "C" __global__ void __cluster_dims__(1, cluster, 1) __launch_bounds__(threads) name(const __grid_constant__ Arguments args)
 #else
 #define CLUSTER_KERNEL(name, Arguments, threads, cluster) BOUNDED_KERNEL(name, Arguments, threads)
 #endif
@@ -22,6 +22,8 @@ typedef unsigned long long u64;
 // Memory of the block: so many values, and as many as the launch asked for.
 #define SHARED(type, name, count) __shared__ type name[count]
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+// The same, beginning where the hardware's swizzling does.
+#define SWIZZLED_SHARED(name) extern __shared__ __align__(1024) char name[]
 
 DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 

@@ -17,6 +17,7 @@ mod weights;
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::driver::CudaStream;
 use tch::{Device, Kind, Tensor};
@@ -44,8 +45,10 @@ const KEPT: usize = 4;
 /// Limits of what is asked into the L2 cache ahead that are tried, in bytes. Two at most are asked for at once, beside what is
 /// read, and the H100's cache holds 50 MB.
 const AHEAD: [usize; 5] = [0, 2 << 20, 4 << 20, 8 << 20, 16 << 20];
-/// Runs that are timed for each.
-const AHEAD_RUNS: usize = 7;
+/// Runs that are timed for each choice.
+const TUNING_RUNS: usize = 5;
+/// Times that every choice is looked at, beside what was chosen of the others.
+const ROUNDS: usize = 2;
 
 /// Where runs are queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -198,31 +201,60 @@ impl FusedVelocity {
         self.machine.gemms.table()
     }
 
-    /// Chooses how much a tick of this many rows asks into the L2 cache ahead: what is fastest.
-    fn tune_ahead(&self, tick: &mut Tick) -> Result<(), ModelError> {
+    /// Chooses what cannot be told of a product alone, since kernels run beside each other: which way of each product makes
+    /// the whole fastest, and how much is asked into the L2 cache ahead.
+    fn tune(&self, tick: &mut Tick) -> Result<(), ModelError> {
         if !self.gpu.overlaps() || self.machine.terms.is_none() {
             return Ok(());
         }
         // Once, so that all is loaded before it is recorded.
         tick.queue(&self.machine, &Queue::new(Arc::clone(&self.private), self.overlap), Run::All)?;
         self.wait();
-        let mut times = Vec::with_capacity(AHEAD.len());
-        for bytes in AHEAD {
-            tick.ahead = bytes;
-            let queue = |queue: &Queue| tick.queue(&self.machine, queue, Run::All);
-            let mut recording = Recording::new(&self.private, self.overlap, queue)?;
-            times.push((bytes, median(recording.time(AHEAD_RUNS)?)));
+        let start = Instant::now();
+        let before = self.time_of(tick)?;
+        let mut best = before;
+        for _ in 0..ROUNDS {
+            for place in 0..tick.products().count() {
+                let Some(mut chosen) = tick.products().nth(place).cloned() else { continue };
+                for way in self.machine.gemms.ways(chosen.shape) {
+                    if Arc::ptr_eq(way, &chosen) {
+                        continue;
+                    }
+                    tick.choose(place, way);
+                    let time = self.time_of(tick)?;
+                    // Less is noise.
+                    if time < 0.998 * best {
+                        (best, chosen) = (time, Arc::clone(way));
+                    }
+                }
+                tick.choose(place, &chosen);
+            }
+            let mut kept = tick.ahead;
+            for bytes in AHEAD {
+                tick.ahead = bytes;
+                let time = self.time_of(tick)?;
+                if time < 0.998 * best {
+                    (best, kept) = (time, bytes);
+                }
+            }
+            tick.ahead = kept;
         }
-        let best = times.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-        tick.ahead = best.map_or(0, |(bytes, _)| *bytes);
-        let all: Vec<String> =
-            times.iter().map(|(bytes, time)| format!("{} MiB {time:.3}", bytes >> 20)).collect();
+        let ways: Vec<String> = tick.products().map(|gemm| format!("{}: {}", gemm.shape, gemm.plan.name())).collect();
         tracing::info!(
-            "weights asked into the L2 cache ahead: {} MiB are fastest (ms of all denoising steps: {})",
+            "denoising steps tuned in {:.1} s: {best:.3} ms, {before:.3} before; {} MiB of weights asked into the L2 cache \
+             ahead; {}",
+            start.elapsed().as_secs_f64(),
             tick.ahead >> 20,
-            all.join(", ")
+            ways.join("; ")
         );
         Ok(())
+    }
+
+    /// Milliseconds of all steps.
+    fn time_of(&self, tick: &Tick) -> Result<f32, ModelError> {
+        let queue = |queue: &Queue| tick.queue(&self.machine, queue, Run::All);
+        let mut recording = Recording::new(&self.private, self.overlap, queue)?;
+        Ok(median(recording.time(TUNING_RUNS)?))
     }
 
     /// Milliseconds of each of `count` runs of all steps on the last tick's inputs, by the GPU's own clock.
@@ -422,23 +454,20 @@ impl VelocityEngine for FusedVelocity {
                 self.ticks.push(tick);
             }
             None => {
-                // What is asked for ahead is a matter of the rows alone: a prompt of another length, which may come while a
-                // robot moves, is not worth trying it all again.
+                // What was chosen is a matter of the rows alone: a prompt of another length, which may come while a robot
+                // moves, is not worth trying it all again.
                 let rows = |shape: &TickShape| (shape.samples, shape.states);
-                let known =
-                    self.ticks.iter().find(|tick| rows(&tick.shape) == rows(&shape)).map(|tick| tick.ahead);
+                let known = self.ticks.iter().position(|tick| rows(&tick.shape) == rows(&shape));
+                let known_tick = known.and_then(|at| self.ticks.get(at));
+                let mut tick = Tick::new(&mut self.machine, shape, known_tick, self.device)?;
+                if known.is_none() {
+                    // On another stream than the one that has just filled it.
+                    self.wait();
+                    self.tune(&mut tick)?;
+                }
                 if self.ticks.len() >= KEPT {
                     self.wait();
                     drop(self.ticks.remove(0));
-                }
-                let mut tick = Tick::new(&mut self.machine, shape, self.device)?;
-                match known {
-                    Some(ahead) => tick.ahead = ahead,
-                    None => {
-                        // On another stream than the one that has just filled it.
-                        self.wait();
-                        self.tune_ahead(&mut tick)?;
-                    }
                 }
                 self.ticks.push(tick);
             }

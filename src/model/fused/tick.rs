@@ -55,6 +55,7 @@ pub struct Machine {
 }
 
 /// The products of a step, tuned.
+#[derive(Clone)]
 struct Products {
     embed: Arc<Gemm>,
     token: Arc<Gemm>,
@@ -70,18 +71,13 @@ struct Products {
 
 impl Products {
     fn all(&self) -> impl Iterator<Item = &Arc<Gemm>> {
-        [
-            &self.embed,
-            &self.token,
-            &self.queries,
-            &self.out,
-            &self.ff_in,
-            &self.ff_out,
-            &self.decode,
-            &self.velocity,
-        ]
-        .into_iter()
-        .chain(&self.joint)
+        let Self { embed, token, queries, joint, out, ff_in, ff_out, decode, velocity } = self;
+        [ff_out, ff_in, queries, out, token, embed, decode, velocity].into_iter().chain(joint)
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Arc<Gemm>> {
+        let Self { embed, token, queries, joint, out, ff_in, ff_out, decode, velocity } = self;
+        [ff_out, ff_in, queries, out, token, embed, decode, velocity].into_iter().chain(joint)
     }
 }
 
@@ -220,8 +216,14 @@ impl Stages {
 }
 
 impl Tick {
-    /// Tunes the products for this size, where that is not done yet, and allocates.
-    pub fn new(machine: &mut Machine, shape: TickShape, device: Device) -> Result<Self, ModelError> {
+    /// Tunes the products for this size, where that is not done yet, and allocates. What was chosen for a tick of as many
+    /// rows is `known`.
+    pub fn new(
+        machine: &mut Machine,
+        shape: TickShape,
+        known: Option<&Self>,
+        device: Device,
+    ) -> Result<Self, ModelError> {
         let Machine { gemms, kernels, weights, sizes, .. } = machine;
         let rows = shape.samples * (shape.states + sizes.horizon);
         let actions = shape.samples * sizes.horizon;
@@ -236,7 +238,7 @@ impl Tick {
                 found: "none".to_owned(),
             });
         };
-        let products = Products {
+        let tuned = Products {
             embed: tuned(actions, &weights.embed, Some(Activation::Silu))?,
             token: tuned(actions, &weights.token, None)?,
             queries: tuned(rows, &cross.input, None)?,
@@ -247,7 +249,11 @@ impl Tick {
             decode: tuned(actions, &weights.decode, Some(Activation::Relu))?,
             velocity: tuned(actions, &weights.velocity, None)?,
         };
-        let parts = products.all().map(|gemm| gemm.plan.parts() * gemm.shape.rows * gemm.shape.n).max();
+        // Room for any way: which is best is found out later.
+        let room = |gemm: &Gemm| gemm.plan.parts() * gemm.shape.rows * gemm.shape.n;
+        let ways = tuned.all().flat_map(|gemm| gemms.ways(gemm.shape));
+        let parts = ways.map(|gemm| room(gemm)).max();
+        let products = known.map_or(tuned, |known| known.products.clone());
         let bf16 = |shape: [usize; 2]| Tensor::f_zeros(shape.map(|n| n as i64), (Kind::BFloat16, device));
         let f32 = |shape: [usize; 3]| Tensor::f_zeros(shape.map(|n| n as i64), (Kind::Float, device));
         let cross_memory = |group: &Option<CrossGroup>, tokens: usize| -> Result<Option<Cross>, ModelError> {
@@ -276,11 +282,24 @@ impl Tick {
             hidden: bf16([rows, cross.ff_in.outputs()])?,
             decoded: bf16([actions, weights.decode.outputs()])?,
             parts: f32([1, 1, parts.unwrap_or(0)])?,
-            ahead: 0,
+            ahead: known.map_or(0, |known| known.ahead),
             products,
             shape,
             recordings: Vec::new(),
         })
+    }
+
+    /// The products, by place: those that take longest first.
+    pub fn products(&self) -> impl Iterator<Item = &Arc<Gemm>> {
+        self.products.all()
+    }
+
+    /// Has the product at this place computed in another of its ways.
+    pub fn choose(&mut self, place: usize, way: &Arc<Gemm>) {
+        if let Some(product) = self.products.all_mut().nth(place) {
+            *product = Arc::clone(way);
+        }
+        self.recordings.clear();
     }
 
     /// All that the kernels work on.

@@ -72,7 +72,7 @@ impl VelocityEngine for EmulatedVelocity {
             image: layout.image.len() as usize,
             masked: layout.text.mask.is_some() || layout.image.mask.is_some(),
         };
-        let mut tick = Tick::new(&mut self.shared, shape, Device::Cpu)?;
+        let mut tick = Tick::new(&mut self.shared, shape, None, Device::Cpu)?;
         // Less than some weights, more than others; the emulated cache looks whether they are there.
         tick.ahead = 5000;
         tick.condition(&self.shared.weights, context, layout)?;
