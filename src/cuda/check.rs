@@ -214,7 +214,7 @@ mod tests {
         let kernels = Kernels::new(&gpu).unwrap();
         let skinny = Skinny::ALL[0];
         let clustered = skinny.in_clusters(2);
-        let gemms = Gemms::emulated(vec![skinny, clustered], &[2, 3, 4, 5]);
+        let gemms = Gemms::emulated(vec![skinny, clustered], Vec::new(), &[2, 3, 4, 5]);
         for finish in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
             let shape = GemmShape { rows: 17, n: 36, k: 520, finish };
             let check = Check::new(&gpu, &kernels, shape).unwrap();

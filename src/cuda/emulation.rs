@@ -82,7 +82,7 @@ fn failed(message: impl Into<String>) -> CudaError {
 pub(super) fn compile(source: &Source) -> Result<Arc<Library>, CudaError> {
     type Place = Arc<OnceLock<Result<Arc<Library>, String>>>;
     static DONE: Mutex<Option<HashMap<String, Place>>> = Mutex::new(None);
-    let Source { name, file, instances } = source;
+    let Source { name, file, instances, .. } = source;
     // For the compiler's messages and those of its checks.
     let text = format!(
         "#line 1 \"host.cuh\"\n{HOST}\n#line 1 \"common.cuh\"\n{COMMON}\n#line 1 \"{name}\"\n{file}\n#line 1 \"instances\"\n\

@@ -151,6 +151,8 @@ pub struct Gemms {
     pub(super) gpu: Gpu,
     /// Shapes of the own kernel that are tried.
     shapes: Vec<Skinny>,
+    /// The same of Hopper's.
+    groups: Vec<Warpgroup>,
     /// By token tiles of a block.
     pub(super) own: HashMap<usize, Vec<(Skinny, Kernel)>>,
     /// The same of Hopper's own kernel; none on other generations.
@@ -177,22 +179,29 @@ impl Gemms {
                 Err(error.to_string())
             }
         };
-        Ok(Self::with(gpu, skinny::all(), blas))
+        Ok(Self::with(gpu, skinny::all(), warpgroup::all(), blas))
     }
 
     /// These shapes of the own kernel alone, on the emulated GPU of the tests; compiled together for so many tiles of
     /// tokens.
     #[cfg(test)]
-    pub fn emulated(shapes: Vec<Skinny>, tiles: &[usize]) -> Self {
-        let mut gemms = Self::with(&Gpu::emulated(), shapes, Err("the emulated GPU has none".to_owned()));
+    pub fn emulated(shapes: Vec<Skinny>, groups: Vec<Warpgroup>, tiles: &[usize]) -> Self {
+        let none = Err("the emulated GPU has none".to_owned());
+        let mut gemms = Self::with(&Gpu::emulated(), shapes, groups, none);
         gemms.compile_tiles(tiles).unwrap();
         gemms
     }
 
-    fn with(gpu: &Gpu, shapes: Vec<Skinny>, blas: Result<(Blas, Memory), String>) -> Self {
+    fn with(
+        gpu: &Gpu,
+        shapes: Vec<Skinny>,
+        groups: Vec<Warpgroup>,
+        blas: Result<(Blas, Memory), String>,
+    ) -> Self {
         Self {
             gpu: gpu.clone(),
             shapes,
+            groups,
             own: HashMap::new(),
             warpgroups: HashMap::new(),
             blas,
@@ -247,7 +256,7 @@ impl Gemms {
             return Vec::new();
         }
         let kernels = self.warpgroups.entry(tiles).or_insert_with(|| {
-            warpgroup::compile(&self.gpu, &warpgroup::all(), tiles).unwrap_or_else(|error| {
+            warpgroup::compile(&self.gpu, &self.groups, tiles).unwrap_or_else(|error| {
                 tracing::warn!("products run without the kernel for this GPU's generation: {error}");
                 Vec::new()
             })
@@ -317,8 +326,8 @@ impl Gemms {
                 })?;
                 let direct = finish.filter(|_| gemm.plan.parts() == 1);
                 let arguments = WarpgroupArguments {
-                    weight: TensorMap::new(call.weight, n, k, 64)?,
-                    activations: TensorMap::new(call.activations, rows, k, tiles * 8)?,
+                    weight: TensorMap::new(&self.gpu, call.weight, n, k, 64)?,
+                    activations: TensorMap::new(&self.gpu, call.activations, rows, k, tiles * 8)?,
                     bias: call.bias,
                     out: if finish.is_some() && direct.is_none() { call.parts } else { call.out },
                     ahead: call.ahead,

@@ -40,7 +40,7 @@ pub(super) fn sources() -> Vec<Source> {
 
 fn attention_source(widths: &[usize]) -> Source {
     let instance = |width: &usize| format!("ATTENTION_KERNEL(attention_{width}, {width})\n");
-    Source { name: "attention.cu", file: ATTENTION, instances: widths.iter().map(instance).collect() }
+    Source { instances: widths.iter().map(instance).collect(), ..Source::plain("attention.cu", ATTENTION) }
 }
 
 /// `Ahead` of common.cuh: memory that a kernel asks into the L2 cache for one that comes after it, where the GPU can.
@@ -57,11 +57,9 @@ pub struct Ahead {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct AttentionArguments {
-    /// f32 (splits, samples · queries, columns): queries, for self-attention then keys and values.
-    pub parts: u64,
-    /// f32 (columns).
-    pub bias: u64,
-    /// bf16, rows `key_stride` apart, (samples · keys); zero for self-attention.
+    /// bf16, rows `columns` apart, (samples · queries).
+    pub queries: u64,
+    /// bf16, rows `key_stride` apart, (samples · keys).
     pub keys: u64,
     pub values: u64,
     /// i32 (samples): keys that count; zero: all.
@@ -70,12 +68,12 @@ pub struct AttentionArguments {
     pub out: u64,
     /// What a product after it reads.
     pub ahead: Ahead,
-    pub part_stride: i64,
-    pub splits: i32,
     pub columns: i32,
     pub key_stride: i32,
     pub query_count: i32,
     pub key_count: i32,
+    /// Whether keys, values and lengths were there long before the predecessor.
+    pub early: i32,
     /// Of the scores, times log2(e).
     pub scale: f32,
 }
@@ -279,6 +277,11 @@ fn norm_threads(width: usize) -> Result<u32, CudaError> {
     Ok(quads.div_ceil(passes).next_multiple_of(32) as u32)
 }
 
+/// The kernel for rows of this width.
+fn of_width(kernels: &[Kernel; 2], width: i32) -> &Kernel {
+    &kernels[usize::from(width > 4 * 512)]
+}
+
 fn blocks(values: i64) -> [usize; 3] {
     [(values.max(0) as usize).div_ceil(4 * THREADS as usize), 1, 1]
 }
@@ -294,8 +297,9 @@ fn quads(what: &'static str, columns: i32) -> Result<(), CudaError> {
 #[derive(Clone)]
 pub struct Kernels {
     gpu: Gpu,
-    residual_norm: Kernel,
-    start_norm: Kernel,
+    /// For rows of one vector a thread, and for wider ones.
+    residual_norm: [Kernel; 2],
+    start_norm: [Kernel; 2],
     backbone_norm: Kernel,
     euler: Kernel,
     finish: Kernel,
@@ -315,8 +319,8 @@ impl Kernels {
         let elementwise = source::compile(gpu, &Source::plain("elementwise.cu", ELEMENTWISE))?;
         Ok(Self {
             gpu: gpu.clone(),
-            residual_norm: norm.kernel("residual_norm", 0)?,
-            start_norm: norm.kernel("start_norm", 0)?,
+            residual_norm: [norm.kernel("residual_norm", 0)?, norm.kernel("residual_norm_wide", 0)?],
+            start_norm: [norm.kernel("start_norm", 0)?, norm.kernel("start_norm_wide", 0)?],
             backbone_norm: norm.kernel("backbone_norm", 0)?,
             euler: elementwise.kernel("euler", 0)?,
             finish: elementwise.kernel("finish", 0)?,
@@ -382,7 +386,7 @@ impl Kernels {
         let threads = norm_threads(arguments.width.max(0) as usize)?;
         let rows = samples * arguments.count.max(0) as usize;
         // SAFETY: by this function's contract.
-        unsafe { queue.launch(&self.residual_norm, [rows, 1, 1], threads, 0, arguments) }
+        unsafe { queue.launch(of_width(&self.residual_norm, arguments.width), [rows, 1, 1], threads, 0, arguments) }
     }
 
     /// State and action tokens into the residual, and the first norm of them.
@@ -401,7 +405,7 @@ impl Kernels {
         let threads = norm_threads(arguments.width.max(0) as usize)?;
         let rows = samples * (arguments.state_count + arguments.horizon).max(0) as usize;
         // SAFETY: by this function's contract.
-        unsafe { queue.launch(&self.start_norm, [rows, 1, 1], threads, 0, arguments) }
+        unsafe { queue.launch(of_width(&self.start_norm, arguments.width), [rows, 1, 1], threads, 0, arguments) }
     }
 
     /// Residual and LayerNorm or RMSNorm of the backbone.

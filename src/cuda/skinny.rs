@@ -144,7 +144,7 @@ pub(super) fn source(instances: &[(Skinny, usize)]) -> Source {
             _ => format!("GEMM_CLUSTER_KERNEL({parameters}, {cluster})\n"),
         }
     };
-    Source { name: "gemm.cu", file: kernels::GEMM, instances: instances.iter().map(instance).collect() }
+    Source { instances: instances.iter().map(instance).collect(), ..Source::plain("gemm.cu", kernels::GEMM) }
 }
 
 /// All shapes, alone and in clusters.

@@ -179,10 +179,10 @@ impl Gemms {
             let chunks = k.div_ceil(shape.chunk());
             for depth in 1..=MOST_PARTS.min(chunks) {
                 let split = chunks.div_ceil(depth) * shape.chunk();
-                // Every block has something to do, all run at once, and most multiprocessors have one.
-                let fits = split * (depth - 1) < k && (shape.cluster == 1 || depth == shape.cluster);
+                // Every block has something to do, and there are enough blocks and not too many.
+                let fits = split * (depth - 1) < k && depth.is_multiple_of(shape.cluster);
                 let blocks = across * depth;
-                if !fits || !(multiprocessors / 3..=2 * multiprocessors).contains(&blocks) {
+                if !fits || !(multiprocessors / 6..=3 * multiprocessors).contains(&blocks) {
                     continue;
                 }
                 if finish.is_some() && depth != shape.cluster {

@@ -14,6 +14,8 @@
 // shared; reading from a block of the cluster that may have left; and, through the compiler's checks, misaligned accesses
 // and indices beyond an array.
 //
+// Boxes arrive when somebody waits for them, and products of warpgroups are made when their thread waits for them.
+//
 // Not emulated: the order of memory accesses between threads that no barrier orders, registers, time. Sums of the tensor
 // core are exact before they are rounded once; the hardware's are a little less exact.
 
@@ -37,6 +39,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE __attribute__((unused)) static inline
+#define DEVICE_METHOD inline
 
 struct uint2 { u32 x, y; } __attribute__((aligned(8)));
 struct uint3 { u32 x, y, z; };
@@ -88,7 +91,15 @@ struct Copy {
     u32 group;
 };
 
-enum State { READY, AT_BARRIER, AT_CLUSTER_BARRIER, IN_WARP, AT_GATE, DONE };
+enum State { READY, AT_BARRIER, AT_CLUSTER_BARRIER, AT_COPY_BARRIER, IN_WARP, AT_GATE, DONE };
+
+// A product of a warpgroup, which may be done at any time until its thread has waited for it.
+struct Product {
+    void (*multiply)(void *sums, u64 a, u64 b, const char *shared, u32 thread);
+    void *sums;
+    u64 a, b;
+    u32 group;
+};
 
 struct Block;
 
@@ -104,6 +115,8 @@ struct Fiber {
     std::vector<Copy> copies;
     size_t delivered;
     u32 groups; // committed
+    std::vector<Product> products;
+    u32 product_groups; // committed
 };
 
 enum Kind { NOTHING, SHUFFLE, MMA, MATRICES };
@@ -135,6 +148,14 @@ struct Region {
 
 struct Cluster;
 
+// A copy of a box, which may arrive at any time until somebody has waited for it.
+struct BoxCopy {
+    char *to;
+    const void *map;
+    int k, row;
+    void *barrier;
+};
+
 struct Block {
     Cluster *cluster = nullptr;
     uint3 index = {};
@@ -143,6 +164,7 @@ struct Block {
     Region dynamic;
     std::vector<Region> arrays;
     u32 at_barrier = 0, left = 0;
+    std::vector<BoxCopy> boxes;
 };
 
 struct Run;
@@ -323,6 +345,8 @@ static std::unique_ptr<Cluster> make_cluster(Run &run, u32 number)
             fiber->copies.clear();
             fiber->delivered = 0;
             fiber->groups = 0;
+            fiber->products.clear();
+            fiber->product_groups = 0;
             block->fibers.push_back(fiber);
         }
         for (u32 warp = 0; warp < block->warps.size(); warp++)
@@ -360,9 +384,10 @@ static void report_standstill(Run &run, Cluster &cluster)
     const uint3 &index = cluster.blocks[0]->index;
     failed(run,
            "block (%u, %u, %u): %u threads wait at a barrier (the first is %u), %u at the cluster's (%u), %u for the rest "
-           "of their warp (%u), while %u have left (%u): nobody can go on",
+           "of their warp (%u), %u for copies (%u), while %u have left (%u): nobody can go on",
            index.x, index.y, index.z, counts[AT_BARRIER], first[AT_BARRIER], counts[AT_CLUSTER_BARRIER],
-           first[AT_CLUSTER_BARRIER], counts[IN_WARP], first[IN_WARP], counts[DONE], first[DONE]);
+           first[AT_CLUSTER_BARRIER], counts[IN_WARP], first[IN_WARP], counts[AT_COPY_BARRIER], first[AT_COPY_BARRIER],
+           counts[DONE], first[DONE]);
 }
 
 // Runs until all threads have left or, with the gate closed, nobody can go on.
@@ -593,6 +618,8 @@ extern "C" void __ubsan_handle_out_of_bounds(void *data, u64 index)
     static const char name##_key = 0;                                                                                  \
     type *const name = (type *)emulation::shared_array(&name##_key, sizeof(type) * (count))
 #define DYNAMIC_SHARED(type, name) type *const name = (type *)emulation::current->block->dynamic.base
+// Boxes are swizzled by where they are in it.
+#define SWIZZLED_SHARED(name) DYNAMIC_SHARED(char, name)
 
 DEVICE void __syncthreads()
 {
@@ -682,6 +709,162 @@ DEVICE void load_matrices_transposed(u32 (&d)[4], const void *row)
     mine.row = emulation::address_in(emulation::current->block->dynamic, row, 16, "loading a matrix from");
     mine.matrices = d;
     emulation::with_warp(mine);
+}
+
+// As warpgroup.cuh, which tells what these do.
+
+// As `TensorMap` on the Rust side makes it for this.
+struct TensorMap {
+    const bf16 *matrix;
+    u64 rows, k, box_rows, unused[12];
+} __attribute__((aligned(64)));
+
+struct CopyBarrier {
+    u32 arrivals, missing, bytes, phase;
+};
+
+namespace emulation {
+
+// Wakes who waits for copies, if nothing is missing.
+static void look_at(CopyBarrier &barrier)
+{
+    if (barrier.missing > 0 || barrier.bytes > 0)
+        return;
+    barrier.missing = barrier.arrivals;
+    barrier.phase++;
+    for (Fiber *fiber : current->block->fibers)
+        if (fiber->state == AT_COPY_BARRIER)
+            fiber->state = READY;
+}
+
+static char *box_at(const void *pointer)
+{
+    const Region &region = current->block->dynamic;
+    const long at = (const char *)pointer - region.base;
+    if (at < 0 || at >= (long)region.bytes || at % 1024 != 0)
+        fail("a box at byte %ld of %zu bytes of shared memory, where the swizzling does not begin", at, region.bytes);
+    return region.base + at;
+}
+
+static void bring(const BoxCopy &copy)
+{
+    const TensorMap &map = *(const TensorMap *)copy.map;
+    for (u32 row = 0; row < map.box_rows; row++)
+        for (u32 vector = 0; vector < 8; vector++) {
+            bf16 *to = (bf16 *)(copy.to + row * 128 + (vector ^ row % 8) * 16);
+            for (u32 i = 0; i < 8; i++) {
+                const u64 k = copy.k + vector * 8 + i, from = copy.row + row;
+                to[i] = k < map.k && from < map.rows ? map.matrix[from * map.k + k] : 0;
+            }
+        }
+    CopyBarrier &barrier = *(CopyBarrier *)copy.barrier;
+    barrier.bytes -= (u32)map.box_rows * 128;
+    look_at(barrier);
+}
+
+template <int TILES> FAST static void multiply_group(void *into, u64 a, u64 b, const char *shared, u32 thread)
+{
+    auto &sums = *(float(*)[TILES][4])into;
+    auto row_of = [&](u64 operand, u32 row, float (&values)[16]) {
+        const u32 at = (u32)(operand & 0x3fff) << 4, box = at / 1024 * 1024, first = at % 128;
+        for (u32 i = 0; i < 16; i++) {
+            const u32 byte = first + i * 2;
+            values[i] = widened(*(const bf16 *)(shared + box + row * 128 + (byte / 16 ^ row % 8) * 16 + byte % 16));
+        }
+    };
+    const u32 lane = thread % 32, first_row = thread / 32 % 4 * 16 + lane / 4;
+    float rows[2][16];
+    row_of(a, first_row, rows[0]);
+    row_of(a, first_row + 8, rows[1]);
+    for (u32 column = 0; column < TILES * 2; column++) {
+        float values[16];
+        row_of(b, column / 2 * 8 + lane % 4 * 2 + column % 2, values);
+        for (u32 half = 0; half < 2; half++) {
+            double sum = sums[column / 2][half * 2 + column % 2];
+            for (u32 i = 0; i < 16; i++)
+                sum += (double)rows[half][i] * values[i];
+            sums[column / 2][half * 2 + column % 2] = (float)sum;
+        }
+    }
+}
+
+} // namespace emulation
+
+DEVICE void barrier_init(CopyBarrier &barrier, u32 arrivals) { barrier = {arrivals, arrivals, 0, 0}; }
+
+DEVICE void barriers_ready() {}
+
+DEVICE void barrier_arrive(CopyBarrier &barrier)
+{
+    if (barrier.missing == 0)
+        emulation::fail("one arrival too many at a barrier of %u", barrier.arrivals);
+    barrier.missing--;
+    emulation::look_at(barrier);
+}
+
+DEVICE void barrier_expect(CopyBarrier &barrier, u32 bytes)
+{
+    barrier.bytes += bytes;
+    barrier_arrive(barrier);
+}
+
+DEVICE void barrier_wait(CopyBarrier &barrier, u32 parity)
+{
+    using namespace emulation;
+    while (barrier.phase % 2 == parity) {
+        std::vector<BoxCopy> &boxes = current->block->boxes, mine;
+        for (size_t i = 0; i < boxes.size();)
+            if (boxes[i].barrier == &barrier) {
+                mine.push_back(boxes[i]);
+                boxes.erase(boxes.begin() + i);
+            } else {
+                i++;
+            }
+        if (mine.empty())
+            suspend(AT_COPY_BARRIER);
+        for (const BoxCopy &copy : mine)
+            bring(copy);
+    }
+}
+
+enum Keep : u64 { READ_ONCE, READ_AGAIN };
+
+DEVICE void copy_box(void *to, const TensorMap &map, int k, int row, CopyBarrier &barrier, Keep)
+{
+    using namespace emulation;
+    char *box = box_at(to);
+    if (box + map.box_rows * 128 > current->block->dynamic.base + current->block->dynamic.bytes)
+        fail("a box of %llu rows beyond the %zu bytes of shared memory", map.box_rows, current->block->dynamic.bytes);
+    memset(box, 0xff, map.box_rows * 128);
+    current->block->boxes.push_back({box, &map, k, row, &barrier});
+}
+
+DEVICE void prefetch_map(const TensorMap &) {}
+
+DEVICE u64 swizzled_operand(const void *from)
+{
+    return (u64)(emulation::box_at(from) - emulation::current->block->dynamic.base) >> 4;
+}
+DEVICE u64 next_k(u64 operand) { return operand + (16 * 2 >> 4); }
+
+DEVICE void products_begin() {}
+DEVICE void products_end() { emulation::current->product_groups++; }
+
+template <int PENDING> DEVICE void products_wait()
+{
+    emulation::Fiber &fiber = *emulation::current;
+    size_t done = 0;
+    for (; done < fiber.products.size() && fiber.products[done].group + PENDING < fiber.product_groups; done++) {
+        const emulation::Product &product = fiber.products[done];
+        product.multiply(product.sums, product.a, product.b, fiber.block->dynamic.base, fiber.id);
+    }
+    fiber.products.erase(fiber.products.begin(), fiber.products.begin() + done);
+}
+
+template <int TILES> DEVICE void multiply(float (&sums)[TILES][4], u64 a, u64 b)
+{
+    emulation::Fiber &fiber = *emulation::current;
+    fiber.products.push_back({emulation::multiply_group<TILES>, &sums, a, b, fiber.product_groups});
 }
 
 DEVICE float float_of_bits(u32 bits)

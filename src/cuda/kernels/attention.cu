@@ -1,19 +1,18 @@
 // Attention of few queries: 16 of one head per block, the keys dealt out to the warps in tiles of 16, softmax online in f32.
 //
-// Queries come as the parts of a split product with their bias still to be added. Keys and values come the same way, in the
-// columns behind the queries (self-attention), or as bf16 rows (cross-attention).
+// Queries, keys and values are bf16 rows: for self-attention columns of one matrix that the predecessor made, for
+// cross-attention keys and values of their own, made once per tick.
 
 struct AttentionArguments {
-    const float *parts;     // f32 (splits, samples · queries, columns)
-    const float *bias;      // (columns)
-    const bf16 *keys;       // (samples · keys, key_stride), null for self-attention
+    const bf16 *queries;    // (samples · queries), rows `columns` apart
+    const bf16 *keys;       // (samples · keys), rows `key_stride` apart
     const bf16 *values;
     const int *lengths;     // keys that count, by sample; null: all
     bf16 *out;              // (samples · queries, heads · WIDTH)
     Ahead ahead;            // what a product after it reads
-    long long part_stride;
-    int splits, columns, key_stride;
+    int columns, key_stride;
     int query_count, key_count;
+    int early;              // whether keys, values and lengths were there long before the predecessor
     float scale;            // of the scores, times log2(e)
 };
 
@@ -24,7 +23,6 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
     // Rows 16 bytes longer than they need be meet no bank twice.
     constexpr int PITCH = WIDTH + 8;
     constexpr int VECTORS = WIDTH / 8;
-    constexpr int QUADS = WIDTH / 4;
 
     DYNAMIC_SHARED(uint4, shared);
     const int head = blockIdx.x, heads = gridDim.x, first_query = blockIdx.y * 16, sample = blockIdx.z;
@@ -34,49 +32,29 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
     bf16 *keys = queries + 16 * PITCH;
     bf16 *values = keys + key_rows * PITCH;
 
+    auto copy = [&](bf16 *to, const bf16 *from, int rows, int count, int first, long long stride) {
+        for (int i = threadIdx.x; i < rows * VECTORS; i += THREADS) {
+            const int vector = i % VECTORS, row = i / VECTORS;
+            const bool valid = first + row < count;
+            const bf16 *at = from + ((long long)sample * count + (valid ? first + row : 0)) * stride + head * WIDTH;
+            copy_async(to + row * PITCH + vector * 8, at + vector * 8, valid);
+        }
+    };
+
     release_successor();
     prefetch_ahead(args.ahead);
-    const bool crossing = args.keys != 0;
-    if (crossing) {
-        // Made once per tick, long before the predecessor.
-        for (int i = threadIdx.x; i < key_rows * VECTORS * 2; i += THREADS) {
-            const int vector = i % VECTORS, row = i / VECTORS % key_rows;
-            const bool is_value = i >= key_rows * VECTORS;
-            const bool valid = row < args.key_count;
-            const long long at = ((long long)sample * args.key_count + row) * args.key_stride + head * WIDTH + vector * 8;
-            copy_async((is_value ? values : keys) + row * PITCH + vector * 8,
-                       (is_value ? args.values : args.keys) + (valid ? at : 0), valid);
-        }
-    }
+    if (!args.early)
+        wait_for_predecessor();
+    copy(keys, args.keys, key_rows, args.key_count, 0, args.key_stride);
+    copy(values, args.values, key_rows, args.key_count, 0, args.key_stride);
+    const int length = args.lengths ? args.lengths[sample] : args.key_count;
+    if (args.early)
+        wait_for_predecessor();
+    copy(queries, args.queries, 16, args.query_count, first_query, args.columns);
     copy_commit();
-    wait_for_predecessor();
-    for (int i = threadIdx.x; i < 16 * QUADS; i += THREADS) {
-        const int row = i / QUADS, column = head * WIDTH + i % QUADS * 4, query = first_query + row;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (query < args.query_count) {
-            const long long at = ((long long)sample * args.query_count + query) * args.columns + column;
-            sum = add4(sum_parts(args.parts + at, args.splits, args.part_stride), *(const float4 *)(args.bias + column));
-        }
-        *(uint2 *)(queries + row * PITCH + i % QUADS * 4) = pack4(sum);
-    }
-    if (!crossing) {
-        for (int i = threadIdx.x; i < key_rows * QUADS * 2; i += THREADS) {
-            const int quad = i % QUADS, row = i / QUADS % key_rows;
-            const bool is_value = i >= key_rows * QUADS;
-            const int column = (is_value ? 2 : 1) * heads * WIDTH + head * WIDTH + quad * 4;
-            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (row < args.key_count) {
-                const long long at = ((long long)sample * args.key_count + row) * args.columns + column;
-                sum = add4(sum_parts(args.parts + at, args.splits, args.part_stride),
-                           *(const float4 *)(args.bias + column));
-            }
-            *(uint2 *)((is_value ? values : keys) + row * PITCH + quad * 4) = pack4(sum);
-        }
-    }
     copy_wait<0>();
     __syncthreads();
 
-    const int length = args.lengths ? args.lengths[sample] : args.key_count;
     u32 q[WIDTH / 16][4];
 #pragma unroll
     for (int step = 0; step < WIDTH / 16; step++)
@@ -147,6 +125,7 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
 
     // The warps' results, one beside the other, in the place of keys and values.
     __syncthreads();
+    const int used = key_tiles < WARPS ? key_tiles : WARPS;
     float *all = (float *)shared;               // (WARPS, 16, WIDTH)
     float *tops = all + WARPS * 16 * WIDTH;     // (WARPS, 16)
     float *weights = tops + WARPS * 16;         // (WARPS, 16)
@@ -167,10 +146,10 @@ template <int WIDTH> DEVICE void attention(const AttentionArguments &args)
         if (query >= args.query_count)
             continue;
         float top = NONE;
-        for (int w = 0; w < WARPS; w++)
+        for (int w = 0; w < used; w++)
             top = fmaxf(top, tops[w * 16 + row]);
         float total = 0.0f, left = 0.0f, right = 0.0f;
-        for (int w = 0; w < WARPS; w++) {
+        for (int w = 0; w < used; w++) {
             const float factor = exp2f(tops[w * 16 + row] - top);
             total += weights[w * 16 + row] * factor;
             left += all[(w * 16 + row) * WIDTH + column] * factor;

@@ -40,8 +40,17 @@ DEVICE float4 sum_parts(const float *parts, int count, long long stride)
 {
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     int part = 0;
+    for (; part + 8 <= count; part += 8) {
+        // Eight loads on their way at once.
+        float4 all[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            all[i] = *(const float4 *)(parts + (part + i) * stride);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            sum = add4(sum, all[i]);
+    }
     for (; part + 4 <= count; part += 4) {
-        // Four loads on their way at once.
         float4 a = *(const float4 *)(parts + part * stride), b = *(const float4 *)(parts + (part + 1) * stride);
         float4 c = *(const float4 *)(parts + (part + 2) * stride), d = *(const float4 *)(parts + (part + 3) * stride);
         sum = add4(add4(add4(add4(sum, a), b), c), d);

@@ -1,11 +1,11 @@
 // out = activations · weightᵀ for few rows of activations, on Hopper: the same as gemm.cu, with the hardware of that generation.
 //
-// One thread copies boxes of both operands, as many as there is room for, and the weights' before the predecessor on the
-// stream has ended. Warpgroups multiply them out of shared memory, 64 columns each: the weights are the first operand, so that
-// the few tokens are the second, whose size is free. What a block needs of registers and shared memory is small, so that
-// blocks of the next product, and of the one after it, fill their own memory meanwhile.
+// One thread copies boxes of both operands, as many as there is room for, and the weights' before the predecessor on the stream
+// has ended. Warpgroups multiply them out of shared memory, 64 columns each: the weights are the first operand, so that the few
+// tokens are the second, whose size is free. What a block needs of registers and shared memory is small, so that blocks of
+// the next product, and of the one after it, fill their own memory meanwhile.
 //
-// CLUSTER blocks along y share k and sum what they made through each other's shared memory; with CLUSTER 1 each writes a part.
+// CLUSTER blocks along y sum what they made through each other's shared memory and write it as one part of k.
 
 struct WarpgroupArguments {
     TensorMap weight;      // (n, k), boxes of 64 rows and 64 k
@@ -14,7 +14,7 @@ struct WarpgroupArguments {
     void *out;             // parts: f32 (splits, rows, n); otherwise bf16 (rows, n)
     Ahead ahead;           // what the next product reads
     int rows, n, k;
-    int split;      // k of each part, a multiple of 64·DEPTH
+    int split;      // k of each block, a multiple of 64·DEPTH
     int finished;   // whether `out` is bf16 with bias and activation
     int activation;
 };
@@ -72,6 +72,8 @@ template <int GROUPS, int DEPTH, int STAGES, int NT, int CLUSTER> DEVICE void ge
                 barrier_expect(full[chunk], STAGE_BYTES);
                 copy_weights(chunk);
             }
+            if (args.bias && first_column + TILE <= args.n)
+                prefetch_l2(args.bias + first_column, TILE * 4);
             wait_for_predecessor();
             for (int chunk = 0; chunk < first; chunk++)
                 copy_tokens(chunk);
@@ -111,11 +113,12 @@ template <int GROUPS, int DEPTH, int STAGES, int NT, int CLUSTER> DEVICE void ge
         }
         products_wait<0>();
     }
-    __syncthreads();
 
+    const int tokens = min(args.rows - first_token, NT * 8), part = blockIdx.y / CLUSTER;
+    __syncthreads();
     // (tokens, PITCH), where the stages were.
     float *all = (float *)shared;
-    if (group < GROUPS)
+    if (warp < GROUPS * 4)
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -127,21 +130,19 @@ template <int GROUPS, int DEPTH, int STAGES, int NT, int CLUSTER> DEVICE void ge
         cluster_sync();
     else
         __syncthreads();
-    const int tokens = min(args.rows - first_token, NT * 8);
-    const int rank = CLUSTER > 1 ? blockIdx.y : 0;
-    for (int i = rank * THREADS + threadIdx.x; i < tokens * (TILE / 4); i += THREADS * CLUSTER) {
+    for (int i = blockIdx.y % CLUSTER * THREADS + threadIdx.x; i < tokens * (TILE / 4); i += THREADS * CLUSTER) {
         const int token = i / (TILE / 4), column = i % (TILE / 4) * 4, n = first_column + column;
         if (n >= args.n)
             continue;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        const float *from = all + token * PITCH + column;
 #pragma unroll
-        for (int peer = 0; peer < CLUSTER; peer++)
+        for (int peer = 0; peer < CLUSTER; peer++) {
+            const float *from = all + token * PITCH + column;
             sum = add4(sum, CLUSTER > 1 ? load_from_peer(from, peer) : *(const float4 *)from);
+        }
         const long long row = first_token + token;
         if (!args.finished) {
-            const long long part = CLUSTER > 1 ? 0 : blockIdx.y;
-            *(float4 *)((float *)args.out + (part * args.rows + row) * args.n + n) = sum;
+            *(float4 *)((float *)args.out + ((long long)part * args.rows + row) * args.n + n) = sum;
             continue;
         }
         if (args.bias)

@@ -6,6 +6,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 
 // Opens a kernel: its one parameter is `args`.
 #define KERNEL(name, Arguments) extern "C" __global__ void name(const __grid_constant__ Arguments args)

@@ -110,6 +110,9 @@ pub struct Tick {
     residual: Tensor,
     /// bf16 (samples · tokens, width).
     normed: Tensor,
+    /// bf16 (samples · tokens, width or 3 · width): queries, for self-attention then keys and values.
+    projected: Tensor,
+    /// bf16 (samples · tokens, width).
     attended: Tensor,
     /// bf16 (samples · tokens, feed-forward width).
     hidden: Tensor,
@@ -241,8 +244,8 @@ impl Tick {
         let tuned = Products {
             embed: tuned(actions, &weights.embed, Some(Activation::Silu))?,
             token: tuned(actions, &weights.token, None)?,
-            queries: tuned(rows, &cross.input, None)?,
-            joint: joint.map(|block| tuned(rows, &block.input, None)).transpose()?,
+            queries: tuned(rows, &cross.input, Some(Activation::None))?,
+            joint: joint.map(|block| tuned(rows, &block.input, Some(Activation::None))).transpose()?,
             out: tuned(rows, &cross.out, None)?,
             ff_in: tuned(rows, &cross.ff_in, Some(Activation::GeluTanh))?,
             ff_out: tuned(rows, &cross.ff_out, None)?,
@@ -266,6 +269,7 @@ impl Tick {
             };
             Ok(Some(Cross { all: Tensor::f_zeros(size, (Kind::BFloat16, device))?, lengths, tokens }))
         };
+        let projected = products.joint.as_ref().unwrap_or(&products.queries).shape.n;
         let chunk = [shape.samples, sizes.horizon, sizes.action_dim];
         Ok(Self {
             text: cross_memory(&weights.text, shape.text)?,
@@ -278,6 +282,7 @@ impl Tick {
             embedded: bf16([actions, sizes.width])?,
             residual: f32([1, rows, sizes.width])?,
             normed: bf16([rows, sizes.width])?,
+            projected: bf16([rows, projected])?,
             attended: bf16([rows, sizes.width])?,
             hidden: bf16([rows, cross.ff_in.outputs()])?,
             decoded: bf16([actions, weights.decode.outputs()])?,
@@ -315,6 +320,7 @@ impl Tick {
             &self.embedded,
             &self.residual,
             &self.normed,
+            &self.projected,
             &self.attended,
             &self.hidden,
             &self.decoded,
@@ -557,25 +563,24 @@ impl Tick {
                     queue,
                     input,
                     &block.input,
-                    (&self.normed, &self.parts),
+                    (&self.normed, &self.projected),
                     self.ahead_of(&block.out, 0),
                 )?;
             }
             let columns = block.input.outputs();
+            let queries = address(&self.projected);
             let mut attention = AttentionArguments {
-                parts: address(&self.parts),
-                bias: address(&block.input.bias),
-                keys: 0,
-                values: 0,
+                queries,
+                keys: queries + 2 * width as u64,
+                values: queries + 4 * width as u64,
                 lengths: 0,
                 out: address(&self.attended),
                 ahead: self.ahead_of(&block.ff_in, 0),
-                part_stride: (rows * columns) as i64,
-                splits: input.plan.parts() as i32,
                 columns: columns as i32,
-                key_stride: 0,
+                key_stride: columns as i32,
                 query_count: tokens as i32,
                 key_count: tokens as i32,
+                early: i32::from(!own),
                 scale: (std::f64::consts::LOG2_E / (sizes.head_width() as f64).sqrt()) as f32,
             };
             if !own {

@@ -28,13 +28,9 @@ fn attention_agrees_with_the_plain_one_for_ragged_lengths() {
         }
         for (turn, (heads, width, samples, queries, keys)) in cases.into_iter().enumerate() {
             let kernel = kernels.attention(width as usize).unwrap();
-            let (columns, splits) = (heads * width * if keys.is_none() { 3 } else { 1 }, 1 + turn as i64 % 5);
-            let parts = machine.take(&normal(&[splits, samples * queries, columns], 1));
-            let bias = machine.take(&normal(&[columns], 2));
-            let joined = (parts.sum_dim_intlist([0i64].as_slice(), false, Kind::Float) + &bias)
-                .to_kind(Kind::BFloat16)
-                .to_kind(Kind::Float)
-                .reshape([samples, queries, columns]);
+            let columns = heads * width * if keys.is_none() { 3 } else { 1 };
+            let rows = machine.take(&normal(&[samples, queries, columns], 1).to_kind(Kind::BFloat16));
+            let joined = rows.to_kind(Kind::Float);
             let width_all = heads * width;
             let count = keys.unwrap_or(queries);
             // Keys and values lie among those of other blocks.
@@ -60,20 +56,18 @@ fn attention_agrees_with_the_plain_one_for_ragged_lengths() {
             let own = keys.is_none();
             let base = address(&cross);
             let arguments = AttentionArguments {
-                parts: address(&parts),
-                bias: address(&bias),
-                keys: if own { 0 } else { base + 2 * width_all as u64 },
-                values: if own { 0 } else { base + 4 * width_all as u64 },
+                queries: address(&rows),
+                keys: if own { address(&rows) } else { base } + 2 * width_all as u64,
+                values: if own { address(&rows) } else { base } + 4 * width_all as u64,
                 lengths: if own { 0 } else { address(&lengths) },
                 out: address(&out),
                 // Any memory will do.
                 ahead: Ahead { from: address(&cross), bytes: 16 * (turn as u64 % 2) },
-                part_stride: samples * queries * columns,
-                splits: splits as i32,
                 columns: columns as i32,
-                key_stride: 4 * width_all as i32,
+                key_stride: if own { columns } else { 4 * width_all } as i32,
                 query_count: queries as i32,
                 key_count: count as i32,
+                early: i32::from(!own),
                 scale: (std::f64::consts::LOG2_E / (width as f64).sqrt()) as f32,
             };
             let sizes = (samples as usize, heads as usize, width as usize);

@@ -4,7 +4,7 @@ use tch::{Device, Tensor};
 
 use super::super::operators::Operators;
 use crate::cuda::emulation::Order;
-use crate::cuda::{Gemms, Gpu, Queue, Skinny};
+use crate::cuda::{Gemms, Gpu, Queue, Skinny, Warpgroup};
 use crate::model::device;
 
 /// A GPU, emulated or not, and where tensors for it are.
@@ -46,10 +46,15 @@ impl Machine {
         Queue::new(unsafe { self.gpu.external_stream(std::ptr::null_mut()) }, false)
     }
 
-    /// Products; `shapes` of the own kernel for blocks of so many tiles of tokens where all would take too long.
-    pub fn gemms(&self, shapes: impl IntoIterator<Item = Skinny>, tiles: &[usize]) -> Gemms {
+    /// Products; shapes of the own kernels for blocks of so many tiles of tokens where all would take too long.
+    pub fn gemms(
+        &self,
+        shapes: impl IntoIterator<Item = Skinny>,
+        groups: impl IntoIterator<Item = Warpgroup>,
+        tiles: &[usize],
+    ) -> Gemms {
         if self.is_emulated() {
-            return Gemms::emulated(shapes.into_iter().collect(), tiles);
+            return Gemms::emulated(shapes.into_iter().collect(), groups.into_iter().collect(), tiles);
         }
         Gemms::new(&self.gpu).unwrap()
     }

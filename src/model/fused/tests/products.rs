@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::machine::{Machine, address};
 use super::{ONE_ROUNDING, distance, normal, units};
-use crate::cuda::{Activation, Ahead, Gemm, GemmCall, GemmShape, Gemms, Kernels, Plan, Skinny};
+use crate::cuda::{Activation, Ahead, Gemm, GemmCall, GemmShape, Gemms, Kernels, Plan, Skinny, Warpgroup};
 
 const FINISHES: [Option<Activation>; 6] = [
     None,
@@ -47,7 +47,7 @@ fn every_shape_of_the_product_agrees_with_the_plain_one() {
         if !machine.is_emulated() {
             cases.extend([(51, 1536, 1536), (17, 192, 520), (120, 144, 256)]);
         }
-        let tried = check(&machine, machine.gemms(shapes, &[5]), &cases);
+        let tried = check(&machine, machine.gemms(shapes, [], &[5]), &cases);
         assert!(tried > 100, "{tried}");
     }
 }
@@ -57,9 +57,25 @@ fn products_of_a_few_rows_agree_with_the_plain_ones() {
     for machine in Machine::all("products_of_a_few_rows_agree_with_the_plain_ones") {
         // The first shape in every size of cluster, and the widest.
         let shapes = [1, 2, 4, 8].map(|cluster| Skinny::ALL[0].in_clusters(cluster));
-        let gemms = machine.gemms(shapes.into_iter().chain([Skinny::ALL[13].in_clusters(8)]), &[1, 2]);
+        let gemms = machine.gemms(shapes.into_iter().chain([Skinny::ALL[13].in_clusters(8)]), [], &[1, 2]);
         let tried = check(&machine, gemms, &[(3, 100, 24), (1, 4, 1032), (16, 36, 8)]);
         assert!(tried > 40, "{tried}");
+    }
+}
+
+#[test]
+fn every_shape_of_hopper_s_product_agrees_with_the_plain_one() {
+    for machine in Machine::all("every_shape_of_hopper_s_product_agrees_with_the_plain_one") {
+        let mut cases = vec![(35, 200, 1160), (72, 52, 264)];
+        let mut groups = Vec::new();
+        for (i, shape) in Warpgroup::ALL.into_iter().enumerate() {
+            groups.extend([shape, shape.in_clusters(Warpgroup::CLUSTERS[i % Warpgroup::CLUSTERS.len()])]);
+        }
+        if !machine.is_emulated() {
+            cases.extend([(51, 1536, 1536), (17, 192, 520), (120, 144, 256), (3, 100, 24)]);
+        }
+        let tried = check(&machine, machine.gemms([], groups, &[]), &cases);
+        assert!(tried > 50, "{tried}");
     }
 }
 
@@ -87,6 +103,18 @@ fn check(machine: &Machine, mut gemms: Gemms, cases: &[(i64, i64, i64)]) -> usiz
                         let plan = plan(skinny, k as usize, parts, prefetch);
                         ways.push(Arc::new(Gemm { shape: shape(finish), plan }));
                     }
+                }
+            }
+        }
+        for (turn, group) in gemms.compiled_warpgroups(rows as usize).into_iter().enumerate() {
+            // Alone and twice; with k that is left over, and more blocks than k has chunks for.
+            for parts in [1, 2] {
+                let depth = group.cluster * parts;
+                let split = (k as usize).div_ceil(group.chunk()).div_ceil(depth) * group.chunk();
+                let plan = || Plan::Warpgroup { shape: group, split, depth };
+                let finish = FINISHES[turn % FINISHES.len()].filter(|_| parts == 1);
+                if split * (depth - 1) < k as usize {
+                    ways.push(Arc::new(Gemm { shape: shape(finish), plan: plan() }));
                 }
             }
         }

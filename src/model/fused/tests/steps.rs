@@ -11,7 +11,7 @@ use super::{
 };
 use crate::checkpoint::Checkpoint;
 use crate::cuda::emulation::Order;
-use crate::cuda::{Kernels, Queue, Skinny};
+use crate::cuda::{Kernels, Queue, Skinny, Warpgroup};
 use crate::model::action_head::ActionHead;
 
 /// The engine on the emulated GPU: everything of [`FusedVelocity`] but streams and recordings.
@@ -27,9 +27,10 @@ impl EmulatedVelocity {
         let (width, heads) = (config.input_embedding_dim, config.diffusion.num_attention_heads);
         // One that writes parts and one that sums them in a cluster.
         let shapes = [Skinny::ALL[0], Skinny::ALL[3].in_clusters(2)];
+        let groups = [Warpgroup::ALL[0], Warpgroup::ALL[5].in_clusters(2)];
         let shared = Shared {
             attention: kernels.attention(width / heads).unwrap(),
-            gemms: machine.gemms(shapes, &[2, 3, 4, 5]),
+            gemms: machine.gemms(shapes, groups, &[2, 3, 4, 5]),
             kernels,
             weights: HeadWeights::load(at, config, embodiment).unwrap(),
             terms: None,
