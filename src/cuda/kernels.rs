@@ -386,7 +386,9 @@ impl Kernels {
         let threads = norm_threads(arguments.width.max(0) as usize)?;
         let rows = samples * arguments.count.max(0) as usize;
         // SAFETY: by this function's contract.
-        unsafe { queue.launch(of_width(&self.residual_norm, arguments.width), [rows, 1, 1], threads, 0, arguments) }
+        unsafe {
+            queue.launch(of_width(&self.residual_norm, arguments.width), [rows, 1, 1], threads, 0, arguments)
+        }
     }
 
     /// State and action tokens into the residual, and the first norm of them.
@@ -402,10 +404,18 @@ impl Kernels {
         samples: usize,
         arguments: &StartArguments,
     ) -> Result<(), CudaError> {
-        let threads = norm_threads(arguments.width.max(0) as usize)?;
+        let width = arguments.width.max(0) as usize;
+        let threads = norm_threads(width)?;
+        if threads > 512 {
+            // Its kernel needs more registers than so many threads have.
+            let expected = format!("at most {}", 4 * NORM_VECTORS * 512);
+            return Err(CudaError::argument("width of the first norm", expected, width));
+        }
         let rows = samples * (arguments.state_count + arguments.horizon).max(0) as usize;
         // SAFETY: by this function's contract.
-        unsafe { queue.launch(of_width(&self.start_norm, arguments.width), [rows, 1, 1], threads, 0, arguments) }
+        unsafe {
+            queue.launch(of_width(&self.start_norm, arguments.width), [rows, 1, 1], threads, 0, arguments)
+        }
     }
 
     /// Residual and LayerNorm or RMSNorm of the backbone.

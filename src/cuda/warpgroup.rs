@@ -141,12 +141,17 @@ pub(super) fn source(shapes: &[Warpgroup], tiles: usize) -> Source {
 
 /// All shapes, alone and in clusters.
 pub(super) fn all() -> Vec<Warpgroup> {
-    let sizes = |shape: Warpgroup| [1].into_iter().chain(Warpgroup::CLUSTERS).map(move |n| shape.in_clusters(n));
+    let sizes =
+        |shape: Warpgroup| [1].into_iter().chain(Warpgroup::CLUSTERS).map(move |n| shape.in_clusters(n));
     Warpgroup::ALL.into_iter().flat_map(sizes).collect()
 }
 
 /// Compiles those of `shapes` that fit for blocks of so many tiles of tokens, side by side on the machine's cores.
-pub(super) fn compile(gpu: &Gpu, shapes: &[Warpgroup], tiles: usize) -> Result<Vec<(Warpgroup, Kernel)>, CudaError> {
+pub(super) fn compile(
+    gpu: &Gpu,
+    shapes: &[Warpgroup],
+    tiles: usize,
+) -> Result<Vec<(Warpgroup, Kernel)>, CudaError> {
     let shapes: Vec<Warpgroup> = shapes.iter().copied().filter(|shape| shape.fits(gpu, tiles)).collect();
     let groups: Vec<&[Warpgroup]> = shapes.chunks(source::group(gpu).max(3)).collect();
     let sources: Vec<Source> = groups.iter().map(|group| source(group, tiles)).collect();
@@ -197,7 +202,8 @@ impl TensorMap {
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         };
-        code.result().map_err(CudaError::driver(format!("describing a matrix of {rows} x {k} to the GPU")))?;
+        code.result()
+            .map_err(CudaError::driver(format!("describing a matrix of {rows} x {k} to the GPU")))?;
         Ok(Self(map.opaque))
     }
 }

@@ -181,6 +181,7 @@ struct Run {
     Kernel kernel;
     Launch launch;
     std::vector<char> arguments;
+    char *arguments_at = nullptr; // in them, aligned as parameters are
     std::vector<std::unique_ptr<Cluster>> begun;
     std::vector<u32> order; // of clusters
     std::vector<u32> lanes;
@@ -235,7 +236,7 @@ static void enter()
 {
     for (;;) {
         const Run &run = *current->block->cluster->run;
-        run.kernel.enter(run.arguments.data());
+        run.kernel.enter(run.arguments_at);
         current->block->left++;
         suspend(DONE);
     }
@@ -551,7 +552,9 @@ extern "C" void *emulation_begin(const emulation::Kernel *kernel, const emulatio
                kernel->most_threads, launch->grid[1], kernel->cluster);
         return run;
     }
-    run->arguments.assign((const char *)launch->arguments, (const char *)launch->arguments + launch->argument_bytes);
+    run->arguments.resize(launch->argument_bytes + 64);
+    run->arguments_at = run->arguments.data() + (64 - (size_t)run->arguments.data() % 64) % 64;
+    memcpy(run->arguments_at, launch->arguments, launch->argument_bytes);
     for (u32 i = 0; i < launch->grid[0] * launch->grid[1] * launch->grid[2] / kernel->cluster; i++)
         run->order.push_back(i);
     arrange(run->order, launch->order, 1);
@@ -837,6 +840,10 @@ DEVICE void copy_box(void *to, const TensorMap &map, int k, int row, CopyBarrier
         fail("a box of %llu rows beyond the %zu bytes of shared memory", map.box_rows, current->block->dynamic.bytes);
     memset(box, 0xff, map.box_rows * 128);
     current->block->boxes.push_back({box, &map, k, row, &barrier});
+    // Who waits for it may have it.
+    for (Fiber *fiber : current->block->fibers)
+        if (fiber->state == AT_COPY_BARRIER)
+            fiber->state = READY;
 }
 
 DEVICE void prefetch_map(const TensorMap &) {}

@@ -163,7 +163,7 @@ BOUNDED_KERNEL(start_norm, StartArguments, 512)
     start_norm_of<1>(args, scratch);
 }
 
-BOUNDED_KERNEL(start_norm_wide, StartArguments, 1024)
+BOUNDED_KERNEL(start_norm_wide, StartArguments, 512)
 {
     SHARED(float, scratch, 32);
     start_norm_of<VECTORS>(args, scratch);

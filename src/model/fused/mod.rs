@@ -239,7 +239,8 @@ impl FusedVelocity {
             }
             tick.ahead = kept;
         }
-        let ways: Vec<String> = tick.products().map(|gemm| format!("{}: {}", gemm.shape, gemm.plan.name())).collect();
+        let ways: Vec<String> =
+            tick.products().map(|gemm| format!("{}: {}", gemm.shape, gemm.plan.name())).collect();
         tracing::info!(
             "denoising steps tuned in {:.1} s: {best:.3} ms, {before:.3} before; {} MiB of weights asked into the L2 cache \
              ahead; {}",
