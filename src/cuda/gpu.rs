@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::error::CudaError;
+use crate::capturing;
 use crate::engine::ComputeCapability;
 
 #[derive(Clone)]
@@ -38,6 +39,9 @@ impl Gpu {
         }
         let context =
             CudaContext::new(ordinal).map_err(CudaError::driver(format!("opening GPU {ordinal}")))?;
+        // SAFETY: this is a matter of cudarc's own slices, which this crate does not use. With it, the first stream would wait
+        // for the whole GPU, beside whatever another thread captures.
+        unsafe { context.disable_event_tracking() };
         use sys::CUdevice_attribute as A;
         let ask = |attribute| {
             let answer =
@@ -137,6 +141,14 @@ impl Gpu {
         unsafe { self.context().wrap_borrowed_stream(stream.cast()) }
     }
 
+    /// Waits for all work of the GPU.
+    ///
+    /// # Errors
+    /// What went wrong with it.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        wait_for_all(self.context())
+    }
+
     /// Memory that is not initialised.
     ///
     /// # Errors
@@ -155,6 +167,14 @@ impl Gpu {
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed())?;
         Ok(Memory { place: Held::Device(Arc::clone(self.context())), address, bytes })
     }
+}
+
+/// Waits for all work of the GPU. Not in the middle of a tick: it waits for captures of other threads, too.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub(super) fn wait_for_all(context: &CudaContext) -> Result<(), CudaError> {
+    capturing::clear_of_captures(|| context.synchronize()).map_err(CudaError::driver("waiting for the GPU"))
 }
 
 enum Held {
@@ -181,7 +201,7 @@ impl Memory {
         self.bytes
     }
 
-    /// Puts values at byte `at`, and waits for it.
+    /// Puts values at byte `at`, after what the default stream has queued, and waits for it.
     ///
     /// # Errors
     /// More than there is room for; [`CudaError::Driver`].
@@ -193,8 +213,10 @@ impl Memory {
                 context.bind_to_thread().map_err(failed())?;
                 // SAFETY: the memory has room for them.
                 unsafe { result::memcpy_htod_sync(address, values) }.map_err(failed())?;
-                // A small copy may still be under way, and other streams do not wait for it.
-                context.synchronize().map_err(failed())
+                // A small copy may still be under way, and other streams do not wait for it. Not for the whole GPU: another
+                // thread may be in the middle of a capture.
+                // SAFETY: null is the default stream, which always is.
+                unsafe { result::stream::synchronize(std::ptr::null_mut()) }.map_err(failed())
             }
             #[cfg(test)]
             Held::Emulated(_) => {

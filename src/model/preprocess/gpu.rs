@@ -77,7 +77,8 @@ impl GpuFrames {
 
     fn keep(&mut self, sizes: &[(u32, u32)]) -> Result<Kept, ModelError> {
         let shape = self.preprocessor.shape(sizes)?.map(|extent| extent as i64);
-        // Whatever libtorch still does with this memory on another stream is done once the batch is made, which waits for the GPU.
+        // Made outside of the network's ticks, of memory that only the default stream has used: what libtorch still does with it
+        // there is done once the batch is made, which waits for that stream.
         let images = Tensor::f_empty(shape, (Kind::Uint8, Device::Cuda(self.ordinal)))?;
         // SAFETY: the tensor is contiguous, has the shape of the results, and is kept beside the batch.
         let batch = unsafe { self.preprocessor.batch_into(sizes, images.data_ptr() as u64) }?;
