@@ -18,6 +18,7 @@ use super::{
 use crate::{
     checkpoint::{EagleConfig, ModelConfig},
     evaluation::{Gate, Interrupt},
+    execution::Preprocessing,
     model::device,
     replay::session::Verdict,
 };
@@ -154,6 +155,9 @@ pub struct Bench {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Who makes images of frames: auto (the GPU for captured modes on one), cpu, gpu
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    pub preprocessing: Preprocessing,
     /// Measure one switch at a time too
     #[arg(long)]
     pub ablation: bool,
@@ -215,6 +219,7 @@ impl Bench {
             inputs: self.inputs,
             seed: self.seed,
             device: device::select(&self.device)?,
+            preprocessing: self.preprocessing,
             ablation: self.ablation,
         };
         let wanted = self.roofline || self.hardware.is_given();
