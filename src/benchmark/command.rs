@@ -161,6 +161,9 @@ pub struct Bench {
     /// Measure one switch at a time too
     #[arg(long)]
     pub ablation: bool,
+    /// Measure graph and graph-fused pipelined too: the action head of one tick beside the backbone of the next
+    #[arg(long)]
+    pub throughput: bool,
     /// Print the least times that bytes and FLOPs allow, and how far each mode is from them
     #[arg(long)]
     pub roofline: bool,
@@ -221,6 +224,7 @@ impl Bench {
             device: device::select(&self.device)?,
             preprocessing: self.preprocessing,
             ablation: self.ablation,
+            throughput: self.throughput,
         };
         let wanted = self.roofline || self.hardware.is_given();
         let no_gpu = !settings.device.is_cuda();

@@ -14,6 +14,7 @@
 //! | `device` | events and memory counters (feature `torch`) |
 //! | `run` | the loop (feature `torch`) |
 //! | `ablation` | what each switch brings (feature `torch`) |
+//! | `throughput` | ticks one after the other, and pipelined (feature `torch`) |
 //! | [`report`] | tables |
 //! | `command` | `benchmark_replay bench` (feature `torch`) |
 //!
@@ -50,3 +51,5 @@ pub mod result;
 pub mod roofline;
 #[cfg(feature = "torch")]
 pub mod run;
+#[cfg(feature = "torch")]
+mod throughput;

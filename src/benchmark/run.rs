@@ -19,6 +19,7 @@ use super::{
     mode::Mode,
     model::{Candidate, ModeError},
     result::CaseResult,
+    throughput,
 };
 use crate::{
     evaluation::{
@@ -53,6 +54,8 @@ pub struct Settings {
     pub preprocessing: Preprocessing,
     /// Whether the switches are measured too.
     pub ablation: bool,
+    /// Whether captured modes are measured pipelined too.
+    pub throughput: bool,
 }
 
 /// Why a case cannot be measured at all.
@@ -152,7 +155,13 @@ pub fn run_case(
         planned: Some(settings.modes.len() as u64),
     });
     let run = builder.finish(partial);
-    Ok(CaseResult { case: case.clone(), shape, run, floors: Vec::new(), ablation })
+    let throughput = if settings.throughput && !interrupt.is_asked() {
+        said(&format!("{}: in sequence and pipelined", case.name));
+        throughput::measure(candidate, case, &chain, settings)
+    } else {
+        Vec::new()
+    };
+    Ok(CaseResult { case: case.clone(), shape, run, floors: Vec::new(), ablation, throughput })
 }
 
 /// What becomes known of a mode while it runs.
