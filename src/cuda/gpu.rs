@@ -8,6 +8,10 @@ use super::error::CudaError;
 use crate::capturing;
 use crate::engine::ComputeCapability;
 
+/// `CU_STREAM_PER_THREAD`: the stream that each thread has of its own, which begins after what the default stream has queued. To
+/// copy on it and to wait for it is allowed beside a capture of another thread; to wait for the whole GPU is not.
+const THREAD_STREAM: sys::CUstream = std::ptr::without_provenance_mut(2);
+
 #[derive(Clone)]
 enum Place {
     Device(Arc<CudaContext>),
@@ -211,12 +215,10 @@ impl Memory {
         match &self.place {
             Held::Device(context) => {
                 context.bind_to_thread().map_err(failed())?;
-                // SAFETY: the memory has room for them.
-                unsafe { result::memcpy_htod_sync(address, values) }.map_err(failed())?;
-                // A small copy may still be under way, and other streams do not wait for it. Not for the whole GPU: another
-                // thread may be in the middle of a capture.
-                // SAFETY: null is the default stream, which always is.
-                unsafe { result::stream::synchronize(std::ptr::null_mut()) }.map_err(failed())
+                // SAFETY: the memory has room for them, and they are borrowed until the copy is done.
+                unsafe { result::memcpy_htod_async(address, values, THREAD_STREAM) }.map_err(failed())?;
+                // SAFETY: the stream always is.
+                unsafe { result::stream::synchronize(THREAD_STREAM) }.map_err(failed())
             }
             #[cfg(test)]
             Held::Emulated(_) => {
@@ -227,7 +229,7 @@ impl Memory {
         }
     }
 
-    /// What it holds, once the work that writes it is done.
+    /// What it holds, once the work that writes it is done, and what the default stream has queued.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -237,8 +239,11 @@ impl Memory {
             Held::Device(context) => {
                 let failed = || CudaError::driver(format!("reading {} bytes from the GPU", self.bytes));
                 context.bind_to_thread().map_err(failed())?;
-                // SAFETY: so many bytes were allocated there.
-                unsafe { result::memcpy_dtoh_sync(&mut bytes, self.address) }.map_err(failed())?;
+                // SAFETY: so many bytes were allocated there, and as many are borrowed until the copy is done.
+                unsafe { result::memcpy_dtoh_async(&mut bytes, self.address, THREAD_STREAM) }
+                    .map_err(failed())?;
+                // SAFETY: the stream always is.
+                unsafe { result::stream::synchronize(THREAD_STREAM) }.map_err(failed())?;
             }
             #[cfg(test)]
             // SAFETY: as above; the vector is kept.

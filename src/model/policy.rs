@@ -224,6 +224,17 @@ pub struct Prediction {
     pub timing: Timing,
 }
 
+/// A way to load a policy: [`load_policy`], or one that builds what is missing.
+pub type LoadPolicy = fn(&PolicyOptions) -> Result<Policy, PolicyError>;
+
+/// [`Policy::load`], by the name of the one that builds engines before.
+///
+/// # Errors
+/// As there.
+pub fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
+    Policy::load(options)
+}
+
 /// A loaded policy of one embodiment.
 pub struct Policy {
     preprocessor: Preprocessor,
