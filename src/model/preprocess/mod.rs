@@ -5,7 +5,7 @@ mod gpu;
 
 #[cfg(feature = "cuda")]
 pub use gpu::GpuFrames;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::{ModelError, network::Network, policy::PolicyError};
 use crate::{
@@ -34,12 +34,12 @@ impl Preprocessor {
         match (on, network.device(), network.runner().is_some()) {
             (Preprocessing::Cpu, ..) | (Preprocessing::Auto, _, false) => Ok(Self::default()),
             #[cfg(feature = "cuda")]
-            (Preprocessing::Auto, Device::Cuda(ordinal), true) => {
+            (Preprocessing::Auto, tch::Device::Cuda(ordinal), true) => {
                 let gpu = try_gpu(ordinal, network, processor).inspect_err(leave_to_cpu).ok();
                 Ok(Self { gpu, or_cpu: true })
             }
             #[cfg(feature = "cuda")]
-            (Preprocessing::Gpu, Device::Cuda(ordinal), _) => {
+            (Preprocessing::Gpu, tch::Device::Cuda(ordinal), _) => {
                 Ok(Self { gpu: Some(try_gpu(ordinal, network, processor)?), or_cpu: false })
             }
             (Preprocessing::Auto, ..) => Ok(Self::default()),
