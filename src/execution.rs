@@ -1,4 +1,4 @@
-//! How the network's work is brought to the device.
+//! How the network's work is brought to the device, and who makes images for it.
 
 use std::{fmt, str::FromStr};
 
@@ -40,6 +40,43 @@ impl fmt::Display for ExecutionMode {
     }
 }
 
+/// Who makes images of camera frames. The bytes are the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Preprocessing {
+    /// The GPU where the network is captured on one and its kernels prove themselves, else the processor's cores.
+    #[default]
+    Auto,
+    /// The processor's cores: images are uploaded.
+    Cpu,
+    /// The GPU: raw frames are uploaded.
+    Gpu,
+}
+
+impl Preprocessing {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Cpu, Self::Gpu];
+
+    /// Names, in the order of [`ALL`](Self::ALL).
+    pub const NAMES: [&'static str; 3] = ["auto", "cpu", "gpu"];
+
+    /// Name in configurations and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Gpu => "gpu",
+        }
+    }
+}
+
+impl FromStr for Preprocessing {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        mode_by_name(&Self::ALL, Self::name, name)
+    }
+}
+
 /// A name that stands for no mode of its kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected one of the modes {known}, found {found:?}")]
@@ -78,6 +115,11 @@ mod tests {
         for mode in ExecutionMode::ALL {
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
+        assert_eq!(Preprocessing::ALL.map(Preprocessing::name), Preprocessing::NAMES);
+        for on in Preprocessing::ALL {
+            assert_eq!(on.name().parse(), Ok(on));
+        }
+        assert!("cuda".parse::<Preprocessing>().unwrap_err().to_string().contains("auto, cpu, gpu"));
         let error = "fast".parse::<ExecutionMode>().unwrap_err().to_string();
         assert_eq!(error, "expected one of the modes auto, eager, graph, graph-fused, found \"fast\"");
     }

@@ -31,6 +31,8 @@
 pub mod ahead;
 pub mod atomic_file;
 pub mod benchmark;
+#[cfg(any(feature = "torch", feature = "cuda"))]
+pub(crate) mod capturing;
 pub mod checkpoint;
 #[cfg(feature = "cuda")]
 pub mod cuda;

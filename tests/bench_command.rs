@@ -211,6 +211,28 @@ fn each_switch_is_measured_on_and_off_or_says_why_not() {
 }
 
 #[test]
+fn captured_modes_are_measured_pipelined_where_that_is_asked_for_or_say_why_not() {
+    let (printed, benchmark) = bench(&[
+        "--cases",
+        "nvidia-1cam",
+        "--modes",
+        "eager,graph,graph-fused",
+        "--throughput",
+        "--preprocessing",
+        "cpu",
+    ]);
+    let [result] = benchmark.cases.as_slice() else { panic!("one case") };
+    let modes: Vec<_> = result.throughput.iter().map(|result| result.mode.as_str()).collect();
+    assert_eq!(modes, ["graph", "graph-fused"]);
+    for mode in &result.throughput {
+        // On the CPU nothing is captured.
+        assert!(mode.failure.as_ref().unwrap().contains("NVIDIA GPU"), "{mode:?}");
+        assert_eq!((mode.sequential, mode.pipelined), (None, None));
+    }
+    assert!(printed.contains("Throughput"), "{printed}");
+}
+
+#[test]
 fn the_roofline_needs_no_measurement_and_stands_beside_one_where_there_is_one() {
     let output = program(&["roofline", "--preset", "h100", "--cases", "2cam", "--json"]);
     assert!(output.status.success(), "{}", text(&output.stderr));

@@ -10,11 +10,10 @@ use checkpoint_writer::{
 };
 use groot_policy::{
     engine::{EngineChoice, Precision},
-    execution::ExecutionMode,
+    execution::{ExecutionMode, Preprocessing},
     model::{
         ModelError,
         policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Prediction, seeded_noise},
-        preprocess::Preprocessing,
     },
     observation::Observation,
 };
@@ -77,7 +76,10 @@ fn frames_become_the_same_images_on_the_gpu_and_a_network_on_the_cpu_leaves_them
     let mut policy = load(&tiny_checkpoint());
     let error = policy.set_preprocessing(Preprocessing::Gpu).unwrap_err().to_string();
     assert!(error.contains("Cpu") && error.contains("pre-process on the CPU"), "{error}");
-    policy.set_preprocessing(Preprocessing::Cpu).unwrap();
+    for on in [Preprocessing::Cpu, Preprocessing::Auto] {
+        policy.set_preprocessing(on).unwrap();
+        assert_eq!(policy.preprocessing(), Preprocessing::Cpu);
+    }
     for mode in [ExecutionMode::Eager, ExecutionMode::Graph] {
         let on_gpu = PolicyOptions { device: "cuda".to_owned(), mode, ..options(&tiny_checkpoint()) };
         let mut policy = match Policy::load(&on_gpu) {
@@ -88,6 +90,10 @@ fn frames_become_the_same_images_on_the_gpu_and_a_network_on_the_cpu_leaves_them
         let predict = |policy: &mut Policy| {
             policy.predict(&PredictRequest::new(observation.clone(), Noise::Seed(5))).unwrap()
         };
+        // Captured ones make their images on the GPU of their own accord.
+        let own = if mode == ExecutionMode::Graph { Preprocessing::Gpu } else { Preprocessing::Cpu };
+        assert_eq!(policy.preprocessing(), own);
+        policy.set_preprocessing(Preprocessing::Cpu).unwrap();
         // Captured from the second one of a shape on.
         let expected = [(); 3].map(|()| predict(&mut policy)).into_iter().next_back().unwrap();
         policy.set_preprocessing(Preprocessing::Gpu).unwrap();

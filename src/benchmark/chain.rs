@@ -98,6 +98,19 @@ impl Chain {
         self.processor.prepare_batch(&self.set(set)?.observations)
     }
 
+    /// The processor of the case.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
+    }
+
+    /// The observations of set `set`: one batch.
+    ///
+    /// # Errors
+    /// There are no sets.
+    pub fn observations(&self, set: usize) -> Result<&[Observation], ProcessorError> {
+        Ok(&self.set(set)?.observations)
+    }
+
     /// What turns frames into images.
     pub fn image_transform(&self) -> &ImageTransform {
         self.processor.image_transform()

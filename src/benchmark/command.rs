@@ -18,6 +18,7 @@ use super::{
 use crate::{
     checkpoint::{EagleConfig, ModelConfig},
     evaluation::{Gate, Interrupt},
+    execution::Preprocessing,
     model::device,
     replay::session::Verdict,
 };
@@ -154,9 +155,15 @@ pub struct Bench {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Who makes images of frames: auto (the GPU for captured modes on one), cpu, gpu
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    pub preprocessing: Preprocessing,
     /// Measure one switch at a time too
     #[arg(long)]
     pub ablation: bool,
+    /// Measure graph and graph-fused pipelined too: the action head of one tick beside the backbone of the next
+    #[arg(long)]
+    pub throughput: bool,
     /// Print the least times that bytes and FLOPs allow, and how far each mode is from them
     #[arg(long)]
     pub roofline: bool,
@@ -215,7 +222,9 @@ impl Bench {
             inputs: self.inputs,
             seed: self.seed,
             device: device::select(&self.device)?,
+            preprocessing: self.preprocessing,
             ablation: self.ablation,
+            throughput: self.throughput,
         };
         let wanted = self.roofline || self.hardware.is_given();
         let no_gpu = !settings.device.is_cuda();

@@ -14,6 +14,7 @@
 //! | `device` | events and memory counters (feature `torch`) |
 //! | `run` | the loop (feature `torch`) |
 //! | `ablation` | what each switch brings (feature `torch`) |
+//! | `throughput` | ticks one after the other, and pipelined (feature `torch`) |
 //! | [`report`] | tables |
 //! | `command` | `benchmark_replay bench` (feature `torch`) |
 //!
@@ -23,8 +24,9 @@
 //! clock, with the device waited for. The stages of an eager mode are wall clock too, the device waited for between them; those of a
 //! captured tick, in which nobody waits, are times between events on the device, and so is the network's time as a whole, which is
 //! kept beside the others in the file. The DiT's own time (all denoising steps) is taken apart, where it can be run apart.
-//! Data processing is the node's own chain on the CPU: resizing, cropping, normalising, and the prompt from the cache that the
-//! node has for an instruction that stays the same. Decoding JPEG is not in it. Every mode starts from the same weights, the same
+//! Data processing is the node's own chain: resizing, cropping, normalising, and the prompt from the cache that the node has for an
+//! instruction that stays the same. It ends when the network could begin: with the images in the host's memory where the CPU makes
+//! them, in the GPU's memory where the GPU does, the upload of the raw frames included. Decoding JPEG is not in it. Every mode starts from the same weights, the same
 //! observations and the same noise, and is held against libtorch in f32 on the same device.
 
 #[cfg(feature = "torch")]
@@ -49,3 +51,5 @@ pub mod result;
 pub mod roofline;
 #[cfg(feature = "torch")]
 pub mod run;
+#[cfg(feature = "torch")]
+mod throughput;

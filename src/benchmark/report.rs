@@ -2,7 +2,7 @@
 
 use super::{
     published,
-    result::{AblationResult, Benchmark, CaseResult},
+    result::{AblationResult, Benchmark, CaseResult, Pace, ThroughputResult},
     roofline::{Floor, FloorTable, Path},
 };
 use crate::evaluation::{
@@ -81,6 +81,7 @@ fn case(result: &CaseResult) -> String {
     table(accuracy(run));
     table(floors(result));
     table(ablation(&result.ablation));
+    table(throughput(&result.throughput));
     if is_published {
         let rows = published_rows(run);
         let device = rows.first().map_or("", |row| row.device);
@@ -321,6 +322,45 @@ fn ablation(results: &[AblationResult]) -> Option<Table> {
     ];
     let rows = results.iter().map(row).collect();
     Some(Table { name: "ablation", title: "One switch at a time", columns: columns(&heads), rows, keys: 0 })
+}
+
+/// Ticks per second, and how old the observation is when its actions are there.
+fn throughput(results: &[ThroughputResult]) -> Option<Table> {
+    if results.is_empty() {
+        return None;
+    }
+    let mut rows = Vec::new();
+    for result in results {
+        for (order, pace) in [("in sequence", result.sequential), ("pipelined", result.pipelined)] {
+            let figure = |pick: fn(&Pace) -> f64| Cell::figure(pace.as_ref().map(pick), number::milliseconds);
+            let hz = Cell::figure(pace.map(|pace| pace.hz), number::rate);
+            rows.push(vec![
+                text(&result.mode),
+                text(order),
+                hz,
+                figure(|pace| pace.age.median),
+                figure(|pace| pace.age.p90),
+            ]);
+        }
+        if let Some(reason) = &result.failure {
+            rows.push(vec![
+                text(&result.mode),
+                Cell::Text(reason.clone()),
+                Cell::None,
+                Cell::None,
+                Cell::None,
+            ]);
+        }
+    }
+    let heads = [
+        ("mode", "mode"),
+        ("order", "ticks"),
+        ("hz", "Hz"),
+        ("age_median_ms", "age\nmedian, ms"),
+        ("age_p90_ms", "age\np90, ms"),
+    ];
+    let title = "Throughput, and the observation's age when its actions are there";
+    Some(Table { name: "throughput", title, columns: columns(&heads), rows, keys: 1 })
 }
 
 #[cfg(test)]

@@ -49,6 +49,31 @@ pub struct CaseResult {
     /// What each switch brings, where it was asked for.
     #[serde(default)]
     pub ablation: Vec<AblationResult>,
+    /// Ticks in sequence and pipelined, where that was asked for.
+    #[serde(default)]
+    pub throughput: Vec<ThroughputResult>,
+}
+
+/// One tick after the other, and each begun before the one before is finished.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ThroughputResult {
+    /// Name of the mode.
+    pub mode: String,
+    /// One after the other.
+    pub sequential: Option<Pace>,
+    /// The head of one beside the backbone of the next.
+    pub pipelined: Option<Pace>,
+    /// Why there are none, or what is wrong with them.
+    pub failure: Option<String>,
+}
+
+/// A series of ticks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Ticks per second.
+    pub hz: f64,
+    /// Age of each observation when its actions are there: since its frames were in memory, before data processing.
+    pub age: LatencySummary,
 }
 
 /// A switch on and off.
@@ -186,6 +211,12 @@ mod tests {
             run: Run { reference: "f32".into(), ..Run::default() },
             floors: Vec::new(),
             ablation: Vec::new(),
+            throughput: vec![ThroughputResult {
+                mode: "graph".into(),
+                sequential: Some(Pace { hz: 100.0, ..Pace::default() }),
+                pipelined: None,
+                failure: None,
+            }],
         };
         let benchmark = Benchmark { cases: vec![result], ..Benchmark::new() };
         let folder = tempfile::tempdir().unwrap();

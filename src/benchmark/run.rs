@@ -19,13 +19,18 @@ use super::{
     mode::Mode,
     model::{Candidate, ModeError},
     result::CaseResult,
+    throughput,
 };
 use crate::{
     evaluation::{
         Component, ErrorStats, Gpu, Interrupt, Machine, ModeIdentity, ModeMeasurement, Options, Partial, Run,
         RunBuilder, RunError, Source, TrajectoryResult,
     },
-    model::{ModelError, device::synchronize, network::Network, policy::PolicyError, probe::Probe},
+    execution::Preprocessing,
+    model::{
+        ModelError, device::synchronize, network::Network, policy::PolicyError, preprocess::Preprocessor,
+        probe::Probe,
+    },
     processor::ProcessorError,
     replay::{capture::Capture, runner::ReplayError},
 };
@@ -45,8 +50,12 @@ pub struct Settings {
     pub seed: u64,
     /// Where the network runs.
     pub device: Device,
+    /// Who makes images of frames.
+    pub preprocessing: Preprocessing,
     /// Whether the switches are measured too.
     pub ablation: bool,
+    /// Whether captured modes are measured pipelined too.
+    pub throughput: bool,
 }
 
 /// Why a case cannot be measured at all.
@@ -146,7 +155,13 @@ pub fn run_case(
         planned: Some(settings.modes.len() as u64),
     });
     let run = builder.finish(partial);
-    Ok(CaseResult { case: case.clone(), shape, run, floors: Vec::new(), ablation })
+    let throughput = if settings.throughput && !interrupt.is_asked() {
+        said(&format!("{}: in sequence and pipelined", case.name));
+        throughput::measure(candidate, case, &chain, settings)
+    } else {
+        Vec::new()
+    };
+    Ok(CaseResult { case: case.clone(), shape, run, floors: Vec::new(), ablation, throughput })
 }
 
 /// What becomes known of a mode while it runs.
@@ -160,6 +175,8 @@ struct About {
     loading: Option<u64>,
     /// Whether the velocities are not those of captured steps.
     apart: bool,
+    /// Whether the GPU makes images of frames.
+    images_on_gpu: bool,
 }
 
 impl About {
@@ -179,6 +196,10 @@ impl About {
         if self.apart {
             builder.note(mode.name(), "velocities are those of the same head run step by step, not captured");
         }
+        if self.images_on_gpu {
+            let text = "data processing: frames to images on the GPU, upload of the raw frames included";
+            builder.note(mode.name(), text);
+        }
         let Some(gpu) = self.gpu else { return };
         let state = gpu::state(&gpu);
         if !state.is_empty() {
@@ -186,6 +207,13 @@ impl About {
         }
         builder.head().machine.gpus = vec![gpu];
     }
+}
+
+/// What is measured.
+struct Subject {
+    network: Network,
+    preprocessor: Preprocessor,
+    timer: DeviceTimer,
 }
 
 struct Bench<'a> {
@@ -248,24 +276,28 @@ impl Bench<'_> {
     ) -> Result<(), Failure> {
         let Settings { iterations, warm_up, device, .. } = *self.settings;
         reset_memory(device);
-        let mut network = self.candidate.network(mode, self.case, device)?;
+        let network = self.candidate.network(mode, self.case, device)?;
         about.identities = Some(network.identities());
         about.loading = memory(device).map(|usage| usage.reserved_peak.unsigned_abs());
         // Making the weights takes memory of its own, which is not the running network's.
         reset_memory(device);
-        let mut timer = DeviceTimer::new(device);
+        let processor = self.chain.processor();
+        let preprocessor = Preprocessor::new(self.settings.preprocessing, &network, processor)?;
+        let mut subject = Subject { network, preprocessor, timer: DeviceTimer::new(device) };
         for i in 0..warm_up as usize {
-            self.tick(&mut network, i, None, &mut timer)?;
+            self.tick(&mut subject, i, None)?;
         }
         for i in 0..iterations as usize {
-            self.tick(&mut network, i, Some(measurement), &mut timer)?;
+            self.tick(&mut subject, i, Some(measurement))?;
         }
         if let Some(usage) = memory(device) {
             let [tensors, taken] = [usage.allocated_peak, usage.reserved_peak].map(|n| n.unsigned_abs());
             measurement.peak_device_bytes = Some(taken);
             about.memory = Some((tensors, taken));
         }
-        about.gpu = self.clocks(&mut network, &mut timer)?;
+        about.gpu = self.clocks(&mut subject)?;
+        about.images_on_gpu = subject.preprocessor.on() == Preprocessing::Gpu;
+        let mut network = subject.network;
         let Some(reference) = reference else { return Ok(()) };
         for (set, chunk) in reference.chunks.iter().enumerate() {
             self.go_on()?;
@@ -295,20 +327,22 @@ impl Bench<'_> {
     /// One tick, from frames in memory to physical actions in memory.
     fn tick(
         &self,
-        network: &mut Network,
+        subject: &mut Subject,
         set: usize,
         measurement: Option<&mut ModeMeasurement>,
-        timer: &mut DeviceTimer,
     ) -> Result<(), Failure> {
         self.go_on()?;
         let device = self.settings.device;
+        let Subject { network, preprocessor, timer } = subject;
         synchronize(device);
         let start = Instant::now();
-        let inputs = self.chain.prepare(set)?;
+        let (processor, observations) = (self.chain.processor(), self.chain.observations(set)?);
+        let (inputs, images) = preprocessor.prepare(processor, observations, network)?;
         let data_processing = start.elapsed();
         timer.start();
+        let noise = self.chain.noise(set)?.view();
         let (actions, stages) =
-            network.run(&inputs, self.chain.noise(set)?.view(), None, &mut Probe::off())?;
+            network.run_with_images(&inputs, images.as_ref(), noise, None, &mut Probe::off())?;
         timer.stop();
         std::hint::black_box(self.chain.decode(set, &actions)?);
         let end_to_end = start.elapsed();
@@ -330,12 +364,12 @@ impl Bench<'_> {
     }
 
     /// The GPU's state with ticks going on, which are not measured.
-    fn clocks(&self, network: &mut Network, timer: &mut DeviceTimer) -> Result<Option<Gpu>, Failure> {
+    fn clocks(&self, subject: &mut Subject) -> Result<Option<Gpu>, Failure> {
         let Device::Cuda(ordinal) = self.settings.device else { return Ok(None) };
         let Some(mut question) = gpu::Question::ask(ordinal) else { return Ok(gpu::by_driver(ordinal)) };
         let mut set = 0;
         while question.is_open() {
-            self.tick(network, set, None, timer)?;
+            self.tick(subject, set, None)?;
             set += 1;
         }
         Ok(question.answer().or_else(|| gpu::by_driver(ordinal)))

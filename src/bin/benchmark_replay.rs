@@ -13,6 +13,12 @@ use groot_policy::{
     },
 };
 
+#[cfg(feature = "tensorrt")]
+use groot_policy::engine_builder::auto_build::load_policy;
+/// Without TensorRT there is nothing to build.
+#[cfg(not(feature = "tensorrt"))]
+use groot_policy::model::policy::load_policy;
+
 fn main() -> ExitCode {
     // The node whose parameters and topics are meant is the policy's.
     tool_command::run("benchmark_replay", "policy_node", |arguments, node| {
@@ -21,7 +27,10 @@ fn main() -> ExitCode {
         let verdict = match rest.first().map(String::as_str) {
             Some("bench") => Bench::try_parse_from(rest)?.run(&Interrupt::on_signal()?)?,
             Some("roofline") => Roofline::try_parse_from(rest)?.run()?,
-            _ => run(&Command::read(arguments, node)?, arguments, node, Interrupt::on_signal()?)?,
+            _ => {
+                let command = Command::read(arguments, node)?;
+                run(&command, arguments, node, load_policy, Interrupt::on_signal()?)?
+            }
         };
         Ok(match verdict {
             Verdict::Passed => ExitCode::SUCCESS,

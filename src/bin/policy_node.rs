@@ -13,7 +13,7 @@ use groot_policy::{
     node::{
         arguments::{self, RosArguments},
         config::{NodeConfig, effective_yaml},
-        policy::{load, policy_options, run},
+        policy::{policy_options, ready, run},
     },
     ros::{
         rosout,
@@ -26,6 +26,12 @@ use tracing_subscriber::{
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
+
+#[cfg(feature = "tensorrt")]
+use groot_policy::engine_builder::auto_build::load_policy;
+/// Without TensorRT there is nothing to build.
+#[cfg(not(feature = "tensorrt"))]
+use groot_policy::model::policy::load_policy;
 
 const HELP: &str = "\
 Runs a GR00T N1.6 policy as a ROS 2 node.
@@ -134,7 +140,8 @@ fn start(arguments: &RosArguments, print_parameters: bool) -> anyhow::Result<()>
         };
         let policy = policy_options(&config);
         let instruction = config.instruction.clone();
-        let result = run(config, node.clone(), move || load(&policy, &instruction), stop).await;
+        let load = move || ready(load_policy(&policy)?, &instruction);
+        let result = run(config, node.clone(), load, stop).await;
         if let Some(rosout) = rosout {
             rosout.flush(LAST_LINES).await;
         }

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::error::CudaError;
+use crate::capturing;
 use crate::engine::ComputeCapability;
+
+/// `CU_STREAM_PER_THREAD`: the stream that each thread has of its own, which begins after what the default stream has queued. To
+/// copy on it and to wait for it is allowed beside a capture of another thread; to wait for the whole GPU is not.
+const THREAD_STREAM: sys::CUstream = std::ptr::without_provenance_mut(2);
 
 #[derive(Clone)]
 enum Place {
@@ -38,6 +43,9 @@ impl Gpu {
         }
         let context =
             CudaContext::new(ordinal).map_err(CudaError::driver(format!("opening GPU {ordinal}")))?;
+        // SAFETY: this is a matter of cudarc's own slices, which this crate does not use. With it, the first stream would wait
+        // for the whole GPU, beside whatever another thread captures.
+        unsafe { context.disable_event_tracking() };
         use sys::CUdevice_attribute as A;
         let ask = |attribute| {
             let answer =
@@ -137,6 +145,14 @@ impl Gpu {
         unsafe { self.context().wrap_borrowed_stream(stream.cast()) }
     }
 
+    /// Waits for all work of the GPU.
+    ///
+    /// # Errors
+    /// What went wrong with it.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        wait_for_all(self.context())
+    }
+
     /// Memory that is not initialised.
     ///
     /// # Errors
@@ -155,6 +171,14 @@ impl Gpu {
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed())?;
         Ok(Memory { place: Held::Device(Arc::clone(self.context())), address, bytes })
     }
+}
+
+/// Waits for all work of the GPU. Not in the middle of a tick: it waits for captures of other threads, too.
+///
+/// # Errors
+/// [`CudaError::Driver`].
+pub(super) fn wait_for_all(context: &CudaContext) -> Result<(), CudaError> {
+    capturing::clear_of_captures(|| context.synchronize()).map_err(CudaError::driver("waiting for the GPU"))
 }
 
 enum Held {
@@ -181,7 +205,7 @@ impl Memory {
         self.bytes
     }
 
-    /// Puts values at byte `at`, and waits for it.
+    /// Puts values at byte `at`, after what the default stream has queued, and waits for it.
     ///
     /// # Errors
     /// More than there is room for; [`CudaError::Driver`].
@@ -191,10 +215,10 @@ impl Memory {
         match &self.place {
             Held::Device(context) => {
                 context.bind_to_thread().map_err(failed())?;
-                // SAFETY: the memory has room for them.
-                unsafe { result::memcpy_htod_sync(address, values) }.map_err(failed())?;
-                // A small copy may still be under way, and other streams do not wait for it.
-                context.synchronize().map_err(failed())
+                // SAFETY: the memory has room for them, and they are borrowed until the copy is done.
+                unsafe { result::memcpy_htod_async(address, values, THREAD_STREAM) }.map_err(failed())?;
+                // SAFETY: the stream always is.
+                unsafe { result::stream::synchronize(THREAD_STREAM) }.map_err(failed())
             }
             #[cfg(test)]
             Held::Emulated(_) => {
@@ -205,7 +229,7 @@ impl Memory {
         }
     }
 
-    /// What it holds, once the work that writes it is done.
+    /// What it holds, once the work that writes it is done, and what the default stream has queued.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -215,8 +239,11 @@ impl Memory {
             Held::Device(context) => {
                 let failed = || CudaError::driver(format!("reading {} bytes from the GPU", self.bytes));
                 context.bind_to_thread().map_err(failed())?;
-                // SAFETY: so many bytes were allocated there.
-                unsafe { result::memcpy_dtoh_sync(&mut bytes, self.address) }.map_err(failed())?;
+                // SAFETY: so many bytes were allocated there, and as many are borrowed until the copy is done.
+                unsafe { result::memcpy_dtoh_async(&mut bytes, self.address, THREAD_STREAM) }
+                    .map_err(failed())?;
+                // SAFETY: the stream always is.
+                unsafe { result::stream::synchronize(THREAD_STREAM) }.map_err(failed())?;
             }
             #[cfg(test)]
             // SAFETY: as above; the vector is kept.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use cudarc::driver::{CudaGraph, CudaStream, result, sys};
 
 use super::error::CudaError;
-use super::gpu::Gpu;
+use super::gpu::{Gpu, wait_for_all};
 use super::module::{Function, Kernel};
+use crate::capturing;
 
 enum Place {
     Stream(Arc<CudaStream>),
@@ -167,7 +168,9 @@ impl Recording {
         work: impl FnOnce(&Queue) -> Result<(), E>,
     ) -> Result<Self, E> {
         let failed = |what: &str| CudaError::driver(format!("{what} the recording of a CUDA graph"));
-        // Other threads, and libtorch's allocator, may go on with what a capture of the whole process would forbid.
+        // Other threads, and libtorch's allocator, may go on with what a capture of the whole process would forbid. What remains
+        // forbidden, waiting for the whole GPU, waits until this is done.
+        let _capturing = capturing::begin();
         stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(failed("beginning"))?;
@@ -214,8 +217,8 @@ impl Recording {
 impl Drop for Recording {
     fn drop(&mut self) {
         // It may still run; what it works on may be freed after this.
-        if let Err(error) = self.stream.context().synchronize() {
-            tracing::warn!("waiting for the GPU before its work is taken down: {error:?}");
+        if let Err(error) = wait_for_all(self.stream.context()) {
+            tracing::warn!("a graph is taken down: {error}");
         }
     }
 }

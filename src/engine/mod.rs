@@ -9,9 +9,11 @@
 //! | [`RebuildCommand`] | the command that builds what is missing or does not fit |
 //! | [`CheckpointHasher`] | the identity of the weights |
 //! | [`check_precision`] | what a GPU cannot run, and what is known to be wrong |
+//! | [`activity`] | the build in progress: how far it is, and an end to it |
 //! | [`fused`] | what an engine of the fused graph must be built for |
 //! | [`calibration`] | ranges for INT8 from collected inputs |
 
+pub mod activity;
 mod checkpoint_hash;
 mod error;
 pub mod fused;

@@ -4,6 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::engine::activity;
 use crate::tensorrt::{BuildProgress, ProgressFn};
 
 /// What such lines are logged under, so that a program can let them through and nothing else.
@@ -128,50 +129,6 @@ impl Phases {
         let phases = phases.collect::<Vec<_>>().join(" > ");
         let phases = if phases.is_empty() { "at work".to_owned() } else { phases };
         format!("building the TensorRT engine: {phases}, {:.0} s", elapsed.as_secs_f64())
-    }
-}
-
-pub mod activity {
-    //! The build in progress, of which a process has one: read, and ended, by whoever waits for it.
-
-    use std::sync::{Mutex, MutexGuard, PoisonError};
-
-    struct Activity {
-        line: String,
-        cancelled: bool,
-    }
-
-    static ACTIVITY: Mutex<Option<Activity>> = Mutex::new(None);
-
-    /// Whole after every statement, so that a panic elsewhere has left it usable.
-    fn lock() -> MutexGuard<'static, Option<Activity>> {
-        ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How far it is, in words; None where nothing is being built.
-    pub fn current() -> Option<String> {
-        lock().as_ref().map(|activity| activity.line.clone())
-    }
-
-    /// Asks it to end early. TensorRT 10 and newer does so within seconds; before, it cannot be told.
-    pub fn cancel() {
-        if let Some(activity) = lock().as_mut() {
-            activity.cancelled = true;
-        }
-    }
-
-    pub(super) fn set(line: String) {
-        let mut activity = lock();
-        let cancelled = activity.as_ref().is_some_and(|activity| activity.cancelled);
-        *activity = Some(Activity { line, cancelled });
-    }
-
-    pub(super) fn is_cancelled() -> bool {
-        lock().as_ref().is_some_and(|activity| activity.cancelled)
-    }
-
-    pub(super) fn clear() {
-        *lock() = None;
     }
 }
 

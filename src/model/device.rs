@@ -8,6 +8,7 @@ use std::{path::Path, sync::OnceLock};
 use tch::{Cuda, Device, Kind, Tensor};
 
 use super::ModelError;
+use crate::capturing;
 
 /// Files of the NVIDIA driver that exist only where there is a GPU: desktop and server, then Tegra.
 const DRIVER_FILES: [&str; 3] = ["/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap"];
@@ -92,7 +93,7 @@ pub fn select(requested: &str) -> Result<Device, ModelError> {
 /// Waits until the device has finished what was queued on it. The CPU never queues.
 pub fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
+        capturing::clear_of_captures(|| Cuda::synchronize(index as i64));
     }
 }
 

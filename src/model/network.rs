@@ -1,6 +1,7 @@
 //! The network as a whole: model inputs and noise in, normalised action chunk out.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,11 @@ use super::{
     operators::BackboneOperators,
     probe::Probe,
     selection::{Selection, Sizes, select},
-    tick::{Parts, TickInputs, captured::Split, runner::TickRunner},
+    tick::{
+        Parts, TickInputs,
+        captured::{Split, Streams},
+        runner::{TickRunner, UNDER_WAY},
+    },
 };
 use crate::{
     checkpoint::{Checkpoint, EagleConfig, ModelConfig},
@@ -46,6 +51,11 @@ pub struct Network {
     mode: (ExecutionMode, Option<String>),
     /// Where ticks that are not eager run; always the same, since libtorch keeps memory for each stream that it used.
     stream: Option<Stream>,
+    /// Where their action heads run while pipelined.
+    head_stream: Option<Stream>,
+    pipelined: bool,
+    /// Eager runs that were begun and not finished.
+    begun: VecDeque<(Array3<f32>, StageTimes)>,
     /// What ticks that are not eager use between joined products of the backbone; None for the plain path.
     operators: Option<Box<dyn BackboneOperators>>,
     /// Whether what was loaded are the parts of `graph-fused`; and why not, where `auto` did without.
@@ -128,6 +138,9 @@ impl Network {
             runner: None,
             mode: (ExecutionMode::Eager, None),
             stream: None,
+            head_stream: None,
+            pipelined: false,
+            begun: VecDeque::new(),
             fused: operators.is_some(),
             without,
             operators,
@@ -225,20 +238,44 @@ impl Network {
         }
     }
 
+    /// Whether the action head of one captured tick may run beside the backbone of the next, see [`begin`](Self::begin). Each shape
+    /// then takes twice the memory. What was captured before is let go. In mode `eager` it changes nothing.
+    ///
+    /// While pipelined, the head is not to be used [apart](Self::head): its work is on a stream of its own.
+    ///
+    /// # Errors
+    /// Nothing can be captured any more.
+    pub fn set_pipelined(&mut self, pipelined: bool) -> Result<(), ModelError> {
+        self.pipelined = pipelined;
+        if self.runner.is_some() {
+            self.runner = Some(self.capturing(Split::default())?);
+            self.choose_stream()?;
+            // As when the mode is chosen.
+            synchronize(self.device);
+        }
+        Ok(())
+    }
+
+    /// Whether [`set_pipelined`](Self::set_pipelined) is on.
+    pub fn is_pipelined(&self) -> bool {
+        self.pipelined && self.runner.is_some()
+    }
+
     /// Tells everybody who queues work without libtorch on which stream it runs.
     fn choose_stream(&mut self) -> Result<(), ModelError> {
         let Some(stream) = self.stream()? else { return Ok(()) };
-        self.head.queue_on(&stream)?;
+        let own = self.runner.as_ref().and_then(TickRunner::streams).map(|streams| streams.head);
+        self.head.queue_on(&own.unwrap_or(stream))?;
         self.operators.as_mut().map_or(Ok(()), |operators| operators.queue_on(&stream))
     }
 
-    /// The stream that the network's work is queued on; None where nothing but the default stream was ever chosen.
+    /// The stream that the network's work is queued on, but for the head of pipelined ticks; None where nothing but the default stream was ever chosen.
     ///
     /// # Errors
     /// libtorch refuses.
     pub fn stream(&self) -> Result<Option<Stream>, ModelError> {
-        match (self.runner.as_ref().and_then(TickRunner::stream), self.device) {
-            (Some(stream), _) => Ok(Some(*stream)),
+        match (self.runner.as_ref().and_then(TickRunner::streams), self.device) {
+            (Some(streams), _) => Ok(Some(streams.backbone)),
             (None, Device::Cuda(device)) if cuda::available().is_ok() => Ok(Some(Stream::current(device)?)),
             (None, _) => Ok(None),
         }
@@ -248,7 +285,14 @@ impl Network {
         match self.device {
             Device::Cuda(device) => {
                 let stream = self.stream.map_or_else(|| Stream::take(device), Ok)?;
-                let mut runner = TickRunner::capturing(*self.stream.insert(stream), split);
+                let mut streams = Streams::one(*self.stream.insert(stream));
+                if self.pipelined {
+                    // Its kernels are small and each waits for the one before: those of the vision tower, which fill the GPU, are not
+                    // to come in between.
+                    let head = self.head_stream.map_or_else(|| Stream::take_urgent(device), Ok)?;
+                    streams.head = *self.head_stream.insert(head);
+                }
+                let mut runner = TickRunner::capturing(streams, split);
                 runner.set_prefix_reuse(self.prefix_reuse);
                 Ok(runner)
             }
@@ -389,18 +433,81 @@ impl Network {
         guidance: Option<&Guidance>,
         probe: &mut Probe,
     ) -> Result<(Array3<f32>, StageTimes), ModelError> {
-        // All of the network's work is on one stream, whether captured or not.
-        let _entered = self.enter()?;
-        if let Some(runner) = &mut self.runner
-            && !probe.is_on()
-        {
-            let operators = self.operators.as_deref().map(|operators| operators as &dyn BackboneOperators);
-            let parts = &mut Parts { backbone: &mut self.backbone, head: &mut self.head, operators };
-            if let Some(guidance) = guidance {
-                Pull::check(guidance, parts.head.noise_shape())?;
-            }
-            return runner.run(&TickInputs { model: inputs, noise, guidance, images }, parts);
+        if self.runner.is_some() && !probe.is_on() {
+            let inputs = TickInputs { model: inputs, noise, guidance, images };
+            return self.captured(&inputs, |runner, inputs, parts| runner.run(inputs, parts));
         }
+        self.run_eagerly(&TickInputs { model: inputs, noise, guidance, images }, probe)
+    }
+
+    /// Begins a run, as [`run_with_images`](Self::run_with_images) does, and comes back while the device works. While
+    /// [pipelined](Self::set_pipelined) the next one may be begun before this one is finished: its backbone then works beside this
+    /// one's action head. `images` may be written to again, on [`stream`](Self::stream), as soon as this comes back.
+    ///
+    /// In mode `eager`, and where a shape is not captured yet, the run is over when this comes back.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), or two runs are under way; then none was begun.
+    pub fn begin(&mut self, inputs: &TickInputs) -> Result<(), ModelError> {
+        if self.runner.is_some() {
+            return self.captured(inputs, |runner, inputs, parts| runner.begin(inputs, parts));
+        }
+        if self.begun.len() >= UNDER_WAY {
+            return Err(ModelError::Input {
+                what: "run",
+                expected: "the oldest one to be finished before another one begins".to_owned(),
+                found: format!("{} under way", self.begun.len()),
+            });
+        }
+        let answer = self.run_eagerly(inputs, &mut Probe::off())?;
+        self.begun.push_back(answer);
+        Ok(())
+    }
+
+    /// What the run that was begun first of those under way came to; waits for that one alone.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), or none is under way.
+    pub fn finish(&mut self) -> Result<(Array3<f32>, StageTimes), ModelError> {
+        let _entered = self.enter()?;
+        match &mut self.runner {
+            Some(runner) => runner.finish(),
+            None => self.begun.pop_front().ok_or_else(|| ModelError::Input {
+                what: "run",
+                expected: "one to be begun before it is finished".to_owned(),
+                found: "none".to_owned(),
+            }),
+        }
+    }
+
+    /// Something with the runner, which there is.
+    fn captured<T>(
+        &mut self,
+        inputs: &TickInputs,
+        work: impl FnOnce(&mut TickRunner, &TickInputs, &mut Parts) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        if let Some(guidance) = inputs.guidance {
+            Pull::check(guidance, self.head.noise_shape())?;
+        }
+        // All of the network's work is on one stream, but for a head that has its own.
+        let _entered = self.enter()?;
+        let Some(runner) = &mut self.runner else {
+            let (expected, found) = ("a captured mode".to_owned(), "eager".to_owned());
+            return Err(ModelError::Input { what: "execution mode", expected, found });
+        };
+        let operators = self.operators.as_deref().map(|operators| operators as &dyn BackboneOperators);
+        let parts = &mut Parts { backbone: &mut self.backbone, head: &mut self.head, operators };
+        work(runner, inputs, parts)
+    }
+
+    /// Operation by operation.
+    fn run_eagerly(
+        &mut self,
+        inputs: &TickInputs,
+        probe: &mut Probe,
+    ) -> Result<(Array3<f32>, StageTimes), ModelError> {
+        let TickInputs { model: inputs, noise, guidance, images } = *inputs;
+        let _entered = self.enter()?;
         let start = Instant::now();
         let backbone = &mut self.backbone;
         let (ids, mask) = (inputs.input_ids.view(), inputs.attention_mask.view());
@@ -411,6 +518,15 @@ impl Network {
         let vision = features.vision_done - start;
         let language = features.vision_done.elapsed();
         let head_start = Instant::now();
+        // A head with a stream of its own begins when the backbone is done.
+        let own = self.runner.as_ref().and_then(TickRunner::streams).filter(|streams| streams.apart());
+        let _own = match own {
+            Some(streams) => {
+                streams.backbone.wait()?;
+                Some(streams.head.enter()?)
+            }
+            None => None,
+        };
         let state = to_tensor(inputs.state.view())?;
         let tokens = self.head.condition(&features.features, features.layout, &state, probe)?;
         let actions = self.head.denoise_guided(&tokens, &to_tensor(noise)?, guidance, probe)?;
@@ -478,7 +594,10 @@ pub(crate) fn to_array(tensor: &Tensor) -> Result<Array3<f32>, ModelError> {
 mod tests {
     use ndarray::Array4;
 
-    use super::{super::small, *};
+    use super::{
+        super::{device, random::RandomWeights, small},
+        *,
+    };
 
     #[test]
     fn random_weights_make_a_network_whose_actions_depend_on_every_input() {
@@ -499,6 +618,62 @@ mod tests {
         other.state[(0, 0, 3)] += 1.0;
         assert_ne!(actions, run(&other, &noise));
         assert_ne!(actions, run(&inputs, &(&noise + 1.0)));
+    }
+
+    #[test]
+    fn runs_that_are_begun_before_the_one_before_is_finished_give_what_they_give_in_sequence() {
+        let mut network = small::network(Kind::Float);
+        assert_eq!(begin_and_finish(&mut network), in_sequence(&mut network));
+        assert!(network.finish().unwrap_err().to_string().contains("none"));
+        // The same on a GPU, in memory that takes turns: captured, replayed, and with an instruction of another length between.
+        let Ok(device) = device::select("cuda") else {
+            return eprintln!("skipped on the GPU: there is none");
+        };
+        let (model, eagle) = small::configs();
+        let weights = RandomWeights::new(&model, &eagle, 5);
+        let mut network =
+            Network::load_for(ExecutionMode::Graph, &weights, &model, &eagle, 1, device, Kind::Float)
+                .unwrap();
+        in_sequence(&mut network);
+        let expected = in_sequence(&mut network);
+        assert_eq!(begin_and_finish(&mut network), expected);
+        network.set_pipelined(true).unwrap();
+        assert!(network.is_pipelined());
+        // Captured at the second tick of each shape.
+        begin_and_finish(&mut network);
+        for _ in 0..4 {
+            assert_eq!(begin_and_finish(&mut network), expected);
+        }
+        assert_eq!(in_sequence(&mut network), expected);
+        network.set_pipelined(false).unwrap();
+        in_sequence(&mut network);
+        assert_eq!(in_sequence(&mut network), expected);
+    }
+
+    /// Inputs of two shapes.
+    fn several() -> Vec<(ModelInputs, Array3<f32>)> {
+        [(1, 6), (2, 6), (3, 6), (4, 9), (5, 9), (6, 6)]
+            .map(|(seed, text)| small::inputs(seed, 1, &[text]))
+            .into()
+    }
+
+    fn in_sequence(network: &mut Network) -> Vec<Array3<f32>> {
+        let run = |(inputs, noise): &(ModelInputs, Array3<f32>)| {
+            network.run(inputs, noise.view(), None, &mut Probe::off()).unwrap().0
+        };
+        several().iter().map(run).collect()
+    }
+
+    fn begin_and_finish(network: &mut Network) -> Vec<Array3<f32>> {
+        let mut found = Vec::new();
+        for (place, (model, noise)) in several().iter().enumerate() {
+            network.begin(&TickInputs { model, noise: noise.view(), guidance: None, images: None }).unwrap();
+            if place > 0 {
+                found.push(network.finish().unwrap().0);
+            }
+        }
+        found.push(network.finish().unwrap().0);
+        found
     }
 
     #[test]

@@ -20,13 +20,13 @@ use super::{
     backbone::Backbone,
     default_kind, device,
     network::{Network, StageTimes},
-    preprocess::{Preprocessing, Preprocessor},
+    preprocess::Preprocessor,
     probe::Probe,
 };
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, OpenOptions},
     engine::EngineChoice,
-    execution::ExecutionMode,
+    execution::{ExecutionMode, Preprocessing},
     observation::Observation,
     processor::{
         ModelInputs, NamedActions, Processor, ProcessorError,
@@ -55,6 +55,8 @@ pub struct PolicyOptions {
     pub engine: Option<EngineChoice>,
     /// How the network is executed.
     pub mode: ExecutionMode,
+    /// Who makes images of frames.
+    pub preprocessing: Preprocessing,
 }
 
 /// Why there is no policy, or no prediction.
@@ -222,6 +224,17 @@ pub struct Prediction {
     pub timing: Timing,
 }
 
+/// A way to load a policy: [`load_policy`], or one that builds what is missing.
+pub type LoadPolicy = fn(&PolicyOptions) -> Result<Policy, PolicyError>;
+
+/// [`Policy::load`], by the name of the one that builds engines before.
+///
+/// # Errors
+/// As there.
+pub fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
+    Policy::load(options)
+}
+
 /// A loaded policy of one embodiment.
 pub struct Policy {
     preprocessor: Preprocessor,
@@ -249,8 +262,8 @@ impl Policy {
         if let Some(steps) = options.denoising_steps {
             network.set_denoising_steps(steps)?;
         }
-        let processor = Arc::new(processor);
-        Ok(Self { preprocessor: Preprocessor::default(), processor, network })
+        let preprocessor = Preprocessor::new(options.preprocessing, &network, &processor)?;
+        Ok(Self { preprocessor, processor: Arc::new(processor), network })
     }
 
     /// What turns observations into inputs and outputs into actions.
@@ -258,13 +271,18 @@ impl Policy {
         &self.processor
     }
 
-    /// Chooses who makes images of frames from now on; a new policy leaves it to the CPU. The actions are the same.
+    /// Chooses who makes images of frames from now on. The actions are the same.
     ///
     /// # Errors
-    /// The GPU is to, and the network is not on one, or what compiles its kernels is missing.
+    /// See [`Preprocessor::new`].
     pub fn set_preprocessing(&mut self, on: Preprocessing) -> Result<(), PolicyError> {
-        self.preprocessor = Preprocessor::new(on, self.network.device(), &self.processor)?;
+        self.preprocessor = Preprocessor::new(on, &self.network, &self.processor)?;
         Ok(())
+    }
+
+    /// Who makes images of frames.
+    pub fn preprocessing(&self) -> Preprocessing {
+        self.preprocessor.on()
     }
 
     /// The pre-processing on the CPU alone, for other threads.
@@ -342,9 +360,9 @@ impl Policy {
         let (inputs, images, took) = match prepared {
             Some(Prepared { inputs, took }) => (inputs, None, *took),
             None => {
-                let network = &self.network;
+                let observations = std::slice::from_ref(observation);
                 let (inputs, images) =
-                    self.preprocessor.prepare(&self.processor, observation, || network.stream())?;
+                    self.preprocessor.prepare(&self.processor, observations, &self.network)?;
                 made = inputs;
                 (&made, images, start.elapsed())
             }

@@ -19,5 +19,6 @@ pub fn policy_options(config: &NodeConfig) -> PolicyOptions {
         denoising_steps: config.denoising_steps,
         engine: config.engine.clone(),
         mode: config.mode,
+        preprocessing: config.preprocessing,
     }
 }

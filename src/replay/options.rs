@@ -13,7 +13,7 @@ use super::source::Recording;
 use crate::{
     checkpoint::{Checkpoint, OpenOptions},
     evaluation::{ActionGroup, Dimension},
-    execution::ExecutionMode,
+    execution::{ExecutionMode, Preprocessing},
     model::policy::PolicyOptions,
     node::{arguments::RosArguments, config::NodeConfig, policy_options::policy_options},
     processor::Processor,
@@ -164,6 +164,7 @@ impl RecordingOptions {
                 engine: None,
                 // Each mode of the replay has its own.
                 mode: ExecutionMode::Eager,
+                preprocessing: Preprocessing::Auto,
             }
         } else {
             policy_options(&self.node_config(arguments, node)?)

@@ -20,7 +20,9 @@ use crate::{
     },
     model::{
         ModelError,
-        policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Prediction, seeded_noise},
+        policy::{
+            LoadPolicy, Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Prediction, seeded_noise,
+        },
     },
     processor::ProcessorError,
     recording::{
@@ -132,22 +134,14 @@ struct Reference {
     chunks: BTreeMap<(usize, u64), Array2<f32>>,
 }
 
-#[cfg(feature = "tensorrt")]
-use crate::engine_builder::auto_build::load_policy;
-
-/// Without TensorRT there is nothing to build.
-#[cfg(not(feature = "tensorrt"))]
-fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
-    Policy::load(options)
-}
-
-/// Replays a recording. Returns whether everything was measured; false where the observer stopped it.
+/// Replays a recording through policies that `load` loads. Returns whether everything was measured; false where the observer stopped it.
 ///
 /// # Errors
 /// The first thing that cannot be gone on with. What the observer was told before stays valid.
 pub fn run(
     recording: &Recording,
     options: &ReplayOptions,
+    load: LoadPolicy,
     observer: &mut dyn Observer,
 ) -> Result<bool, ReplayError> {
     let trajectories = recording.trajectories();
@@ -164,7 +158,7 @@ pub fn run(
         if wanted.is_empty() {
             continue;
         }
-        let mut policy = load_policy(&mode.options(&options.policy, &options.engines, options.auto_build))?;
+        let mut policy = load(&mode.options(&options.policy, &options.engines, options.auto_build))?;
         observer.loaded(mode, &policy);
         let blank = policy.processor().blank_observation();
         for _ in 0..options.warm_up {

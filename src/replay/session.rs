@@ -17,7 +17,7 @@ use crate::{
         CheckpointIdentity, Comparison, Interrupt, Journal, Machine, ModeIdentity, Options, Partial,
         Progress, Run, RunBuilder, Source, TrajectoryResult, report,
     },
-    model::policy::{Policy, Prediction},
+    model::policy::{LoadPolicy, Policy, Prediction},
     node::arguments::RosArguments,
     recording::Sample,
     ros::transport::NodeName,
@@ -34,7 +34,7 @@ pub enum Verdict {
     Interrupted,
 }
 
-/// Carries the command out.
+/// Carries the command out; policies come from `load`.
 ///
 /// # Errors
 /// Options, recordings, checkpoints and files that cannot be used.
@@ -42,6 +42,7 @@ pub fn run(
     command: &Command,
     arguments: &RosArguments,
     node: &NodeName,
+    load: LoadPolicy,
     interrupt: Interrupt,
 ) -> anyhow::Result<Verdict> {
     if let [a, b] = command.compare.as_slice() {
@@ -53,7 +54,7 @@ pub fn run(
     }
     let prepared = command.prepare(arguments, node)?;
     let mut session = Session::new(command, &prepared, node, interrupt)?;
-    let outcome = runner::run(&prepared.recording, &prepared.replay, &mut session);
+    let outcome = runner::run(&prepared.recording, &prepared.replay, load, &mut session);
     let (run, failure) = session.finish(command, outcome)?;
     write(command, &run)?;
     if command.json {

@@ -6,6 +6,7 @@ use cudarc::driver::{CudaGraph, CudaStream, DriverError, result, sys};
 
 use super::context::Context;
 use super::error::TensorRtError;
+use crate::capturing;
 
 /// How a run was queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +121,7 @@ impl CapturedContext {
         };
         let private = self.private(beside).map_err(said("making a stream"))?;
         // Other threads (libtorch's allocator, for one) may go on with what a capture of the whole process would forbid.
+        let _capturing = capturing::begin();
         private
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(said("beginning the capture"))?;
@@ -136,7 +138,7 @@ impl Drop for CapturedContext {
         // A graph may still run on the caller's stream; destroying it early is allowed, freeing what it works on is not.
         if self.graph.is_some()
             && let Some(private) = &self.private
-            && let Err(error) = private.context().synchronize()
+            && let Err(error) = capturing::clear_of_captures(|| private.context().synchronize())
         {
             tracing::warn!("waiting for the GPU before its work is taken down: {error:?}");
         }

@@ -43,6 +43,9 @@ impl Device {
             move |error| TensorRtError::cuda(action, error)
         };
         let context = CudaContext::new(ordinal).map_err(failed("opening"))?;
+        // SAFETY: this is a matter of cudarc's own slices, which this crate does not use. With it, the first stream would wait
+        // for the whole GPU, beside whatever another thread captures.
+        unsafe { context.disable_event_tracking() };
         let (major, minor) =
             context.compute_capability().map_err(failed("asking for the compute capability of"))?;
         let mut version = 0;

@@ -81,8 +81,8 @@ impl FramePreprocessor {
         })
     }
 
-    /// Memory for frames of these sizes (width, height), in this order, and all that depends on the sizes alone. Waits for the GPU:
-    /// not to be made in every tick.
+    /// Memory for frames of these sizes (width, height), in this order, and all that depends on the sizes alone. Waits for what the
+    /// default stream has queued: not to be made in every tick.
     ///
     /// # Errors
     /// Frames that [`ImageTransform::apply`] refuses, or whose results differ in size; no memory.

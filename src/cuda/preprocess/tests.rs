@@ -100,8 +100,10 @@ impl Machine {
             let results = unsafe { std::slice::from_raw_parts(batch.address() as *const u8, bytes.len()) };
             bytes.copy_from_slice(results);
         } else {
-            // SAFETY: as many bytes lie there.
-            unsafe { result::memcpy_dtoh_sync(&mut bytes, batch.address()) }.unwrap();
+            let stream = self.queue.stream();
+            // SAFETY: as many bytes lie there, and as many are borrowed until the copy is done.
+            unsafe { result::memcpy_dtoh_async(&mut bytes, batch.address(), stream.cu_stream()) }.unwrap();
+            stream.synchronize().unwrap();
         }
         bytes
     }

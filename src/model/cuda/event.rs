@@ -44,6 +44,28 @@ impl Event {
         })
     }
 
+    /// Waits until the point is passed; one that was never marked is.
+    ///
+    /// # Errors
+    /// What the device reports of the work before it.
+    pub fn wait(&self) -> Result<(), ModelError> {
+        // SAFETY: the event is alive.
+        call("waiting for the GPU", |table, reason, capacity| unsafe {
+            (table.event_wait)(self.raw.as_ptr(), reason, capacity)
+        })
+    }
+
+    /// Has what is queued on `stream` from now on wait until the point is passed.
+    ///
+    /// # Errors
+    /// CUDA refuses.
+    pub fn hold(&self, stream: &Stream) -> Result<(), ModelError> {
+        // SAFETY: event and stream are alive.
+        call("ordering two streams", |table, reason, capacity| unsafe {
+            (table.event_hold)(self.raw.as_ptr(), &stream.raw, reason, capacity)
+        })
+    }
+
     /// The device's time from `earlier` to this; both must have been passed.
     ///
     /// # Errors

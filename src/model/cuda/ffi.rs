@@ -5,7 +5,7 @@ use std::{ffi::c_char, ffi::c_void, sync::OnceLock};
 use super::super::{ModelError, device};
 
 /// The version of the functions below.
-const ABI: u32 = 1;
+const ABI: u32 = 2;
 
 /// A stream as libtorch packs it into numbers.
 #[repr(C)]
@@ -76,7 +76,7 @@ macro_rules! table {
 
 table! {
     abi: "groot_torch_cuda_abi" = fn() -> u32;
-    stream_take: "groot_stream_take" = fn(i32, *mut RawStream, *mut c_char, usize) -> i32;
+    stream_take: "groot_stream_take" = fn(i32, i32, *mut RawStream, *mut c_char, usize) -> i32;
     stream_current: "groot_stream_current" = fn(i32, *mut RawStream, *mut c_char, usize) -> i32;
     stream_enter: "groot_stream_enter" = fn(*const RawStream, *mut c_char, usize) -> i32;
     stream_wait: "groot_stream_wait" = fn(*const RawStream, *mut c_char, usize) -> i32;
@@ -91,6 +91,8 @@ table! {
     graph_delete: "groot_graph_delete" = fn(*mut RawGraph);
     event_new: "groot_event_new" = fn(*mut *mut c_void, *mut c_char, usize) -> i32;
     event_record: "groot_event_record" = fn(*mut c_void, *const RawStream, *mut c_char, usize) -> i32;
+    event_wait: "groot_event_wait" = fn(*mut c_void, *mut c_char, usize) -> i32;
+    event_hold: "groot_event_hold" = fn(*mut c_void, *const RawStream, *mut c_char, usize) -> i32;
     event_elapsed: "groot_event_elapsed" = fn(*mut c_void, *mut c_void, *mut f32, *mut c_char, usize) -> i32;
     event_delete: "groot_event_delete" = fn(*mut c_void);
     pinned_new: "groot_pinned_new" = fn(usize, *mut *mut c_void, *mut c_char, usize) -> i32;

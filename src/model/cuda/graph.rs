@@ -6,6 +6,7 @@ use super::{
     super::ModelError,
     ffi::{RawGraph, RawPool, call, table},
 };
+use crate::capturing;
 
 /// Memory that graphs keep for themselves between runs.
 ///
@@ -65,6 +66,8 @@ impl CapturedGraph {
         pool: &Pool,
         work: impl FnOnce() -> Result<T, ModelError>,
     ) -> Result<(Self, T), ModelError> {
+        // The shim captures in thread-local mode. Before the capture, so that it is dropped after it.
+        let _capturing = capturing::begin();
         let mut graph = std::ptr::null_mut();
         // SAFETY: the pool came from libtorch, and `graph` is there to be written to.
         call("beginning the capture of a graph", |table, reason, capacity| unsafe {

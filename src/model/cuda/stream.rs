@@ -19,10 +19,22 @@ impl Stream {
     /// # Errors
     /// See [`available`](super::available).
     pub fn take(device: usize) -> Result<Self, ModelError> {
+        Self::take_with(device, false)
+    }
+
+    /// A stream for `cuda:device` whose kernels go before those that wait on other streams.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_urgent(device: usize) -> Result<Self, ModelError> {
+        Self::take_with(device, true)
+    }
+
+    fn take_with(device: usize, urgent: bool) -> Result<Self, ModelError> {
         let mut raw = RawStream::default();
         // SAFETY: `raw` is there to be written to.
         call("taking a stream", |table, reason, capacity| unsafe {
-            (table.stream_take)(ordinal(device), &mut raw, reason, capacity)
+            (table.stream_take)(ordinal(device), i32::from(urgent), &mut raw, reason, capacity)
         })?;
         Ok(Self { raw })
     }

@@ -305,8 +305,8 @@ impl FusedVelocity {
     }
 
     fn wait(&self) {
-        if let Err(error) = self.gpu.context().synchronize() {
-            tracing::warn!("waiting for the GPU: {error:?}");
+        if let Err(error) = self.gpu.wait() {
+            tracing::warn!("{error}");
         }
     }
 

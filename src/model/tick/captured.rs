@@ -24,9 +24,47 @@ pub enum Split {
     Whole,
 }
 
+/// The streams that a tick's stages are queued on.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams {
+    /// Vision tower and language model.
+    pub backbone: Stream,
+    /// The action head. Another one than the backbone's where the head of one tick may run beside the backbone of the next.
+    pub head: Stream,
+}
+
+impl Streams {
+    /// All stages on one stream.
+    pub fn one(stream: Stream) -> Self {
+        Self { backbone: stream, head: stream }
+    }
+
+    /// Whether the head has a stream of its own.
+    pub fn apart(&self) -> bool {
+        self.backbone != self.head
+    }
+
+    /// The stream of a stage.
+    pub fn of(&self, stage: Stage) -> Stream {
+        if stage == Stage::ActionHead { self.head } else { self.backbone }
+    }
+
+    /// Waits for all that was queued.
+    ///
+    /// # Errors
+    /// What the device reports of it.
+    pub fn wait(&self) -> Result<(), ModelError> {
+        let backbone = self.backbone.wait();
+        if self.apart() { backbone.and(self.head.wait()) } else { backbone }
+    }
+}
+
 /// Stages that are queued together.
 struct Segment {
     stages: Vec<Stage>,
+    /// Where, and where that is not the stream of the stages before: passed when this stream is free and those are done.
+    stream: Stream,
+    begun: Option<Event>,
     /// None where the stages cannot be captured: they are queued operation by operation.
     graph: Option<CapturedGraph>,
     /// Passed when the stages are done.
@@ -41,35 +79,43 @@ pub struct CapturedTick {
     segments: Vec<Segment>,
     begun: Event,
     output: Pinned,
-    stream: Stream,
+    streams: Streams,
     tick: StaticTick,
     /// Kept for the graphs, which hold their addresses.
     _retained: Vec<Retained>,
 }
 
 impl CapturedTick {
-    /// Captures the stages of a tick on `stream`, which must be the current one. They must have run on it before, so that
-    /// all that libtorch sets up once is there.
+    /// Captures the stages of a tick on `streams`, of which the backbone's must be the current one. They must have run on them
+    /// before, so that all that libtorch sets up once is there. A head on a stream of its own is a graph of its own.
     ///
     /// # Errors
     /// A stage does what cannot be captured. The tick is lost.
     pub fn new(
         mut tick: StaticTick,
         parts: &mut Parts,
-        stream: Stream,
+        streams: Streams,
         split: Split,
     ) -> Result<Self, ModelError> {
-        stream.wait()?;
+        streams.wait()?;
+        let split = if streams.apart() { Split::Stages } else { split };
         tick.forget();
         let pool = Pool::new()?;
-        // Graphs of one pool must be queued in the order in which they were captured, and any may be left out.
+        // Graphs of one pool must be queued in the order in which they were captured, and any may be left out. One tick's never
+        // run at the same time, on whatever streams: its next run begins when the one before has ended.
         let prefix = if tick.keeps_prefix() {
             Some(CapturedGraph::capture(&pool, || tick.run_prefix(parts))?.0)
         } else {
             None
         };
         let mut segments = Vec::new();
+        let mut before = streams.backbone;
         for (stages, captured) in plan(split, parts.head.engine().capturable()) {
+            let stream = stages.first().map_or(before, |&stage| streams.of(stage));
+            let elsewhere = std::mem::replace(&mut before, stream) != stream;
+            // Captured where they will run: libtorch's products work in memory of their stream.
+            let _entered = elsewhere.then(|| stream.enter()).transpose()?;
+            let begun = elsewhere.then(Event::new).transpose()?;
             let mut queue = || stages.iter().try_for_each(|&stage| tick.run(stage, parts));
             let graph = if captured {
                 Some(CapturedGraph::capture(&pool, queue)?.0)
@@ -77,12 +123,12 @@ impl CapturedTick {
                 queue()?;
                 None
             };
-            segments.push(Segment { stages, graph, done: Event::new()? });
+            segments.push(Segment { stages, stream, begun, graph, done: Event::new()? });
         }
         let retained = tick.retained(parts)?;
         let actions = tick.actions()?;
         let output = Pinned::new(actions.numel() * size_of::<f32>())?;
-        Ok(Self { prefix, segments, begun: Event::new()?, output, stream, tick, _retained: retained })
+        Ok(Self { prefix, segments, begun: Event::new()?, output, streams, tick, _retained: retained })
     }
 
     /// The tick.
@@ -95,8 +141,8 @@ impl CapturedTick {
         self.segments.iter().flat_map(|segment| &segment.graph).map(CapturedGraph::nodes).sum()
     }
 
-    /// Runs a tick with these inputs, of its shape; the tick's stream must be the current one. The host waits once, for the
-    /// actions.
+    /// Runs a tick with these inputs, of its shape; the backbone's stream must be the current one. The host waits once, for
+    /// the actions.
     ///
     /// # Errors
     /// What the device reports, or values that are not finite.
@@ -106,10 +152,37 @@ impl CapturedTick {
         prompt: &Prompt,
         parts: &mut Parts,
     ) -> Result<(Array3<f32>, StageTimes), ModelError> {
-        let queued = self.queue(inputs, prompt, parts);
-        // In any case, since the next call writes to the memory that the copies read.
-        let waited = self.stream.wait();
-        queued.and(waited)?;
+        self.begin(inputs, prompt, parts)?;
+        self.finish()
+    }
+
+    /// Queues a tick, as [`run`](Self::run) does, and comes back at once. [`finish`](Self::finish) it before the next one.
+    ///
+    /// # Errors
+    /// CUDA refuses; then nothing is under way.
+    pub fn begin(
+        &mut self,
+        inputs: &TickInputs,
+        prompt: &Prompt,
+        parts: &mut Parts,
+    ) -> Result<(), ModelError> {
+        self.queue(inputs, prompt, parts).inspect_err(|_| {
+            // The next call writes to the memory that the copies read. What is wrong is known already.
+            let _ = self.streams.wait();
+        })
+    }
+
+    /// Waits for the tick that was begun last, and for nothing that was queued after it.
+    ///
+    /// # Errors
+    /// What the device reports, or values that are not finite.
+    pub fn finish(&mut self) -> Result<(Array3<f32>, StageTimes), ModelError> {
+        let waited = self.segments.last().map_or(Ok(()), |last| last.done.wait());
+        if waited.is_err() {
+            // As in `begin`.
+            let _ = self.streams.wait();
+        }
+        waited?;
         let size = self.tick.actions()?.size();
         let shape = match size.as_slice() {
             &[batch, rows, columns] => (batch as usize, rows as usize, columns as usize),
@@ -124,20 +197,32 @@ impl CapturedTick {
     }
 
     fn queue(&mut self, inputs: &TickInputs, prompt: &Prompt, parts: &mut Parts) -> Result<(), ModelError> {
-        self.begun.record(&self.stream)?;
-        self.tick.fill(inputs, prompt, Some(&self.stream))?;
+        let stream = self.streams.backbone;
+        self.begun.record(&stream)?;
+        self.tick.fill(inputs, prompt, Some(&stream))?;
         let prefix = &self.prefix;
         self.tick.refresh_prefix(|_| prefix.as_ref().map_or(Ok(()), CapturedGraph::replay))?;
         let last = self.segments.len().saturating_sub(1);
+        let mut before: Option<&Segment> = None;
         for (number, segment) in self.segments.iter().enumerate() {
+            let mut entered = None;
+            if let Some(begun) = &segment.begun {
+                if let Some(before) = before {
+                    before.done.hold(&segment.stream)?;
+                }
+                begun.record(&segment.stream)?;
+                entered = Some(segment.stream.enter()?);
+            }
             match &segment.graph {
                 Some(graph) => graph.replay()?,
                 None => segment.stages.iter().try_for_each(|&stage| self.tick.run(stage, parts))?,
             }
             if number == last {
-                self.output.download::<f32>(self.tick.actions()?, &self.stream)?;
+                self.output.download::<f32>(self.tick.actions()?, &segment.stream)?;
             }
-            segment.done.record(&self.stream)?;
+            segment.done.record(&segment.stream)?;
+            drop(entered);
+            before = Some(segment);
         }
         Ok(())
     }
@@ -147,7 +232,7 @@ impl CapturedTick {
         let mut times = StageTimes::default();
         let mut before = &self.begun;
         for segment in &self.segments {
-            let took: Duration = segment.done.since(before)?;
+            let took: Duration = segment.done.since(segment.begun.as_ref().unwrap_or(before))?;
             match segment.stages.last() {
                 Some(Stage::Vision) => times.vision = took,
                 Some(Stage::Language) => times.language = took,
@@ -161,7 +246,7 @@ impl CapturedTick {
 
 impl Drop for CapturedTick {
     fn drop(&mut self) {
-        if let Err(error) = self.stream.wait() {
+        if let Err(error) = self.streams.wait() {
             tracing::warn!("waiting for the GPU before its work is taken down: {error}");
         }
     }

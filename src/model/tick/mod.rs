@@ -10,6 +10,20 @@
 //! The stages are captured as three graphs, which are queued back to back without a wait on the host: while the device works
 //! off one, the next lies in its queue already. Between them events mark the time, so that the stages' latencies are known in
 //! each tick at no cost.
+//!
+//! In sequence, a tick is over before the next one begins. Pipelined, the action head has a stream of its own and each shape two
+//! sets of memory and graphs, which take turns:
+//!
+//! ```text
+//! begin(n)        begin(n+1)          begin(n+2)
+//! | backbone n   | backbone n+1 ...   | backbone n+2 ...
+//!                | head n ............| head n+1 ........
+//!                             finish(n)          finish(n+1)
+//! ```
+//!
+//! The head waits for memory and launches, the vision tower for arithmetic, so that both together take less time than one after the
+//! other; an observation's actions are there later than alone. What the two share is used on one stream alone: weights are only
+//! read, the backbone's work is in order on its stream, and all heads, whose engine has memory of its own, are in order on theirs.
 
 pub mod buffers;
 pub mod captured;

@@ -34,7 +34,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::engine::{EngineChoice, Precision};
-use crate::execution::ExecutionMode;
+use crate::execution::{ExecutionMode, Preprocessing};
 use crate::motion::HandoverMode;
 use crate::safety::limits::{JointLimits, LimitSettings};
 use crate::safety::watchdog::{Action, WatchdogConfig};
@@ -61,6 +61,8 @@ pub struct NodeConfig {
     pub device: Device,
     /// How the network is executed.
     pub mode: ExecutionMode,
+    /// Who makes images of camera frames.
+    pub preprocessing: Preprocessing,
     /// The TensorRT engine that denoises; `None` for libtorch.
     pub engine: Option<EngineChoice>,
     /// Ticks per second.
@@ -286,6 +288,7 @@ impl NodeConfig {
             device: read.string("device").parse().unwrap_or(Device::Auto),
             // The table's check let only known modes through.
             mode: read.string("mode").parse().unwrap_or_default(),
+            preprocessing: read.string("preprocessing").parse().unwrap_or_default(),
             engine: read.path("tensorrt.engines").map(|folder| EngineChoice {
                 folder,
                 // The table's check let only known precisions through.

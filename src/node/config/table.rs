@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use super::spec::{Constraint, ParameterDefault, ParameterSpec};
 use super::value::ParameterType;
-use crate::{execution::ExecutionMode, processor::text::MAX_INSTRUCTION_CHARS};
+use crate::{
+    execution::{ExecutionMode, Preprocessing},
+    processor::text::MAX_INSTRUCTION_CHARS,
+};
 
 const fn parameter(
     name: &'static str,
@@ -85,6 +88,17 @@ pub fn parameter_table() -> &'static [ParameterSpec] {
             "How the network is executed: `eager` (operation by operation), `graph` (captured once per shape of the inputs as CUDA \
              graphs; the first two ticks of a shape take longer), `graph-fused` (the same, with kernels that do the work of several \
              operations) or `auto` (the fastest of them that works; the log says which, and why).",
+        ),
+        parameter(
+            "preprocessing",
+            T::String,
+            D::String("auto"),
+            C::Choice(&Preprocessing::NAMES),
+            "",
+            STATIC,
+            "Who makes the network's images of camera frames; the bytes are the same. `cpu`: the processor's cores. `gpu`: CUDA kernels. \
+             `auto`: the GPU where the network runs on one as `graph` or `graph-fused` and its kernels give the bytes of the CPU when they \
+             are tried, else the CPU.",
         ),
         parameter(
             "tensorrt.engines",

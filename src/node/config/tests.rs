@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::engine::{EngineChoice, Precision};
-use crate::execution::ExecutionMode;
+use crate::execution::{ExecutionMode, Preprocessing};
 
 const COMPLETE: &str = "\
 policy_node:
@@ -54,11 +54,16 @@ fn absent_parameters_take_their_defaults() {
 }
 
 #[test]
-fn the_mode_is_read_and_another_name_is_refused_with_the_choices() {
+fn modes_are_read_and_other_names_are_refused_with_the_choices() {
     assert_eq!(parse(COMPLETE).unwrap().mode, ExecutionMode::Auto);
     assert_eq!(parse(&format!("{COMPLETE}    mode: graph\n")).unwrap().mode, ExecutionMode::Graph);
     let error = parse(&format!("{COMPLETE}    mode: fast\n")).unwrap_err().to_string();
     assert!(error.contains("mode") && error.contains("graph-fused"), "{error}");
+    assert_eq!(parse(COMPLETE).unwrap().preprocessing, Preprocessing::Auto);
+    let chosen = parse(&format!("{COMPLETE}    preprocessing: cpu\n")).unwrap();
+    assert_eq!(chosen.preprocessing, Preprocessing::Cpu);
+    let error = parse(&format!("{COMPLETE}    preprocessing: dsp\n")).unwrap_err().to_string();
+    assert!(error.contains("preprocessing") && error.contains("gpu"), "{error}");
 }
 
 #[test]

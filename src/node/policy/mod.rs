@@ -47,7 +47,7 @@ use super::{
 };
 use crate::{
     model::{
-        policy::{Noise, Policy, PolicyError, PolicyOptions, PredictRequest, Preparation, entropy_seed},
+        policy::{Noise, Policy, PolicyError, PredictRequest, Preparation, entropy_seed},
         thread::{PolicyThread, Predict, Readiness},
     },
     motion::RequestPlan,
@@ -144,21 +144,11 @@ impl PolicyInfo {
     }
 }
 
-#[cfg(feature = "tensorrt")]
-use crate::engine_builder::auto_build::load_policy;
-
-/// Without TensorRT there is nothing to build.
-#[cfg(not(feature = "tensorrt"))]
-fn load_policy(options: &PolicyOptions) -> Result<Policy, PolicyError> {
-    Policy::load(options)
-}
-
-/// Loads a policy, warms it up for an instruction and returns it as the thread wants it.
+/// Warms a policy up for an instruction and returns it as the thread wants it.
 ///
 /// # Errors
-/// What is wrong with checkpoint, tokenizer, embodiment, device or the first prediction.
-pub fn load(options: &PolicyOptions, instruction: &str) -> Result<(Predict, PolicyInfo), PolicyError> {
-    let mut policy = load_policy(options)?;
+/// What is wrong with the first predictions.
+pub fn ready(mut policy: Policy, instruction: &str) -> Result<(Predict, PolicyInfo), PolicyError> {
     // The first prediction allocates and, on a GPU, compiles and tunes; the second is captured: not to be done in front of a
     // moving robot.
     let mut blank = policy.processor().blank_observation();
@@ -274,7 +264,7 @@ impl Shared {
 
 /// Runs the node until `stop` completes.
 ///
-/// `load` runs on the policy's own thread; see [`load`] for the one that the binary uses.
+/// `load` runs on the policy's own thread; it loads a policy and makes it [`ready`].
 ///
 /// # Errors
 /// Why it could not start. Once it runs, nothing that arrives ends it.

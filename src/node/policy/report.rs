@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{NodeError, Shared, lock};
 use crate::{
+    engine::activity,
     node::config::NodeConfig,
     node::diagnostics::{Engine, Snapshot, TransportCounts, diagnostics, input_snapshots, policy_status},
     ros::{
@@ -67,16 +68,12 @@ impl Reports {
 
 /// How far the building of an engine is, if one is being built.
 fn building() -> Option<String> {
-    #[cfg(feature = "tensorrt")]
-    return crate::engine_builder::progress::activity::current();
-    #[cfg(not(feature = "tensorrt"))]
-    None
+    activity::current()
 }
 
 /// Ends the building of an engine, if one is being built: the node ends.
 pub(super) fn cancel_building() {
-    #[cfg(feature = "tensorrt")]
-    crate::engine_builder::progress::activity::cancel();
+    activity::cancel();
 }
 
 /// Starts the reports.

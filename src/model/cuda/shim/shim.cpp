@@ -104,10 +104,11 @@ uint32_t groot_torch_cuda_abi(void)
     return GROOT_TORCH_CUDA_ABI;
 }
 
-int32_t groot_stream_take(int32_t device, GrootStream* stream, char* reason, size_t capacity)
+int32_t groot_stream_take(int32_t device, int32_t urgent, GrootStream* stream, char* reason, size_t capacity)
 {
     return guarded(reason, capacity, [&] {
-        *stream = pack(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, static_cast<c10::DeviceIndex>(device)));
+        bool const high_priority = urgent != 0;
+        *stream = pack(c10::cuda::getStreamFromPool(high_priority, static_cast<c10::DeviceIndex>(device)));
     });
 }
 
@@ -221,6 +222,18 @@ int32_t groot_event_record(void* event, GrootStream const* stream, char* reason,
 {
     return guarded(reason, capacity, [&] {
         C10_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), unpack(*stream).stream()));
+    });
+}
+
+int32_t groot_event_wait(void* event, char* reason, size_t capacity)
+{
+    return guarded(reason, capacity, [&] { C10_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(event))); });
+}
+
+int32_t groot_event_hold(void* event, GrootStream const* stream, char* reason, size_t capacity)
+{
+    return guarded(reason, capacity, [&] {
+        C10_CUDA_CHECK(cudaStreamWaitEvent(unpack(*stream).stream(), static_cast<cudaEvent_t>(event), 0));
     });
 }
 

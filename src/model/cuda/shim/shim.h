@@ -17,7 +17,7 @@ extern "C"
 #define GROOT_EXPORT __attribute__((visibility("default")))
 
 // Changed with every change of a function below.
-#define GROOT_TORCH_CUDA_ABI 1
+#define GROOT_TORCH_CUDA_ABI 2
 
 // A stream as libtorch packs it into numbers.
 typedef struct
@@ -47,8 +47,9 @@ typedef struct GrootGraph GrootGraph;
 
 GROOT_EXPORT uint32_t groot_torch_cuda_abi(void);
 
-// One of the streams that libtorch keeps for a device.
-GROOT_EXPORT int32_t groot_stream_take(int32_t device, GrootStream* stream, char* reason, size_t capacity);
+// One of the streams that libtorch keeps for a device; what is queued on an urgent one goes before what waits on others.
+GROOT_EXPORT int32_t groot_stream_take(int32_t device, int32_t urgent, GrootStream* stream, char* reason,
+                                       size_t capacity);
 // The stream on which libtorch queues this thread's work for a device.
 GROOT_EXPORT int32_t groot_stream_current(int32_t device, GrootStream* stream, char* reason, size_t capacity);
 // Makes `stream` that one.
@@ -75,6 +76,10 @@ GROOT_EXPORT void groot_graph_delete(GrootGraph* graph);
 
 GROOT_EXPORT int32_t groot_event_new(void** event, char* reason, size_t capacity);
 GROOT_EXPORT int32_t groot_event_record(void* event, GrootStream const* stream, char* reason, size_t capacity);
+// Waits until the event has passed; one that was never recorded has.
+GROOT_EXPORT int32_t groot_event_wait(void* event, char* reason, size_t capacity);
+// What is queued on `stream` from now on waits for the event.
+GROOT_EXPORT int32_t groot_event_hold(void* event, GrootStream const* stream, char* reason, size_t capacity);
 // Milliseconds between two events that have passed.
 GROOT_EXPORT int32_t groot_event_elapsed(void* from, void* to, float* elapsed, char* reason, size_t capacity);
 GROOT_EXPORT void groot_event_delete(void* event);
