@@ -104,6 +104,7 @@ fn every_kernel_compiles_for_each_generation_and_stays_in_its_registers() {
             let threads = match source.name {
                 "norm.cu" => 1024,
                 "gemm.cu" => gemm_threads(&kernel),
+                "sequence_attention.cu" => attention_threads(&kernel),
                 _ => 256,
             };
             assert!(
@@ -120,6 +121,12 @@ fn every_kernel_compiles_for_each_generation_and_stays_in_its_registers() {
 fn gemm_threads(kernel: &str) -> usize {
     let numbers: Vec<usize> = kernel.split('_').filter_map(|part| part.parse().ok()).collect();
     32 * (numbers[1] * numbers[2] + numbers[5])
+}
+
+/// Of a kernel's name.
+fn attention_threads(kernel: &str) -> usize {
+    let warps: usize = kernel.rsplit('_').next().and_then(|warps| warps.parse().ok()).unwrap();
+    128 * warps
 }
 
 #[test]

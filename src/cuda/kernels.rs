@@ -28,11 +28,14 @@ const THREADS: u32 = 256;
 /// All files but that of products.
 #[cfg(test)]
 pub(super) fn sources() -> Vec<Source> {
-    vec![
+    let mut all = vec![
         attention_source(&HEAD_WIDTHS),
         Source::plain("norm.cu", NORM),
         Source::plain("elementwise.cu", ELEMENTWISE),
-    ]
+    ];
+    // The narrowest, those of the network, the widest.
+    all.extend([8, 72, 128].map(super::sequence_attention::source));
+    all
 }
 
 fn attention_source(widths: &[usize]) -> Source {
@@ -224,24 +227,32 @@ pub struct SwigluArguments {
     pub columns: i32,
 }
 
+/// `RotaryHeads` of elementwise.cu.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct RotaryHeads {
+    /// bf16 (width), of their norm.
+    pub weight: u64,
+    /// bf16 (samples, heads, tokens, width), written.
+    pub out: u64,
+    pub heads: i32,
+}
+
 /// `RotaryArguments` of elementwise.cu.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct RotaryArguments {
-    /// bf16 (samples · tokens, heads · width), rows `stride` apart.
+    /// bf16 (samples · tokens, heads · width), rows `stride` apart: the queries' heads, then the keys'.
     pub input: u64,
-    /// bf16 (width).
-    pub weight: u64,
     /// bf16 (tokens, width).
     pub cos: u64,
     pub sin: u64,
-    /// bf16 (samples, heads, tokens, width).
-    pub out: u64,
+    pub query: RotaryHeads,
+    pub key: RotaryHeads,
     pub stride: i64,
     /// samples · tokens.
     pub rows: i32,
     pub tokens: i32,
-    pub heads: i32,
     pub width: i32,
     pub eps: f32,
 }
@@ -478,7 +489,7 @@ impl Kernels {
         unsafe { queue.launch(&self.swiglu, blocks(arguments.count), THREADS, 0, arguments) }
     }
 
-    /// RMSNorm of each head, then its rotation.
+    /// RMSNorm of each head of queries and keys, then its rotation.
     ///
     /// # Errors
     /// Heads that are not 2 to 256 wide, an even number.
@@ -489,7 +500,8 @@ impl Kernels {
         if !(2..=256).contains(&arguments.width) || arguments.width % 2 != 0 {
             return Err(CudaError::argument("width of a head", "an even number, 2 to 256", arguments.width));
         }
-        let warps = arguments.rows.max(0) as usize * arguments.heads.max(0) as usize;
+        let heads = arguments.query.heads.max(0) as usize + arguments.key.heads.max(0) as usize;
+        let warps = arguments.rows.max(0) as usize * heads;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
         // SAFETY: by this function's contract.
         unsafe { queue.launch(&self.norm_rotary, grid, THREADS, 0, arguments) }

@@ -8,6 +8,7 @@
 //! | [`Queue`] | kernels on a stream, each starting while its predecessor ends |
 //! | [`Recording`] | a queue's work as one CUDA graph |
 //! | [`Kernels`] | the kernels of `kernels/`, with their arguments as Rust structures |
+//! | [`SequenceAttention`] | attention of many queries, for the backbone |
 //! | [`preprocess`] | camera frames to the network's size, bit by bit as on the CPU |
 //! | [`Gemms`] | activations · weightᵀ for few rows: own kernels and cuBLASLt, whichever is faster |
 //!
@@ -28,6 +29,7 @@ mod module;
 mod nvrtc;
 pub mod preprocess;
 mod queue;
+mod sequence_attention;
 mod skinny;
 mod source;
 mod tune;
@@ -38,12 +40,13 @@ pub use gemm::{Gemm, GemmCall, GemmShape, Gemms, Plan};
 pub use gpu::{Gpu, Memory};
 pub use kernels::{
     Ahead, AttentionArguments, BackboneNormArguments, BiasActivationArguments, EulerArguments,
-    FinishArguments, Kernels, NormArguments, RotaryArguments, StartArguments, SwigluArguments,
+    FinishArguments, Kernels, NormArguments, RotaryArguments, RotaryHeads, StartArguments, SwigluArguments,
     attention_shared,
 };
 pub use module::{Kernel, Module};
 pub use nvrtc::{Code, Nvrtc, Target};
 pub use queue::{Queue, Recording};
+pub use sequence_attention::{SequenceAttention, SequenceAttentionArguments, Strides};
 pub use skinny::Skinny;
 pub use tune::{Candidate, Tuned};
 

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     ModelError,
     layers::{JoinedLinear, LayerNorm, Linear, Loader, backbone_attention, merge_heads, split_heads},
-    operators::BackboneOperators,
+    operators::{BackboneOperators, Sight},
     probe::Probe,
 };
 use crate::checkpoint::EagleConfig;
@@ -124,8 +124,8 @@ impl VisionLayer {
             });
         };
         let split = |x: &Tensor| split_heads(x, self.heads);
-        let attended = backbone_attention(&split(q)?, &split(k)?, &split(v)?, None, false)?;
-        let attended = self.out.forward(&merge_heads(&attended)?)?;
+        let attended = operators.attention([&split(q)?, &split(k)?, &split(v)?], Sight::All, 0)?;
+        let attended = self.out.forward(&attended)?;
         let normed = operators.layer_norm(x, Some(&attended), &self.norm2)?;
         Ok(self.fc2.forward(&operators.linear_gelu(&normed, &self.fc1)?)?)
     }

@@ -108,30 +108,40 @@ KERNEL(swiglu, SwigluArguments)
     *(uint2 *)(args.out + i) = pack4(make_float4(s.x * u.x, s.y * u.y, s.z * u.z, s.w * u.w));
 }
 
-struct RotaryArguments {
-    const bf16 *in;     // (samples, tokens, stride): heads side by side from column 0 on
-    const bf16 *weight; // (width) of the norm
-    const bf16 *cos;    // (tokens, width)
-    const bf16 *sin;
+// Heads of one kind.
+struct RotaryHeads {
+    const bf16 *weight; // (width) of their norm
     bf16 *out;          // (samples, heads, tokens, width)
+    int heads;
+};
+
+struct RotaryArguments {
+    const bf16 *in;  // (samples, tokens, stride): heads side by side from column 0 on, those of the queries first
+    const bf16 *cos; // (tokens, width)
+    const bf16 *sin;
+    RotaryHeads query, key;
     long long stride;
     int rows; // samples · tokens
-    int tokens, heads, width;
+    int tokens, width;
     float eps;
 };
 
 // Root-mean-square norm of a head, then the rotation by halves: a warp per head and token. Every operation rounds, as the
-// plain operators do. Width 64 to 256, a multiple of 64.
+// plain operators do. Width 2 to 256, even.
 KERNEL(norm_rotary, RotaryArguments)
 {
     release_successor();
     wait_for_predecessor();
-    const int lane = threadIdx.x % 32, half = args.width / 2;
+    const int lane = threadIdx.x % 32, half = args.width / 2, all = args.query.heads + args.key.heads;
     const int unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    const int head = unit % args.heads, row = unit / args.heads, token = row % args.tokens, sample = row / args.tokens;
+    const int column_head = unit % all, row = unit / all, token = row % args.tokens, sample = row / args.tokens;
     if (row >= args.rows)
         return;
-    const bf16 *in = args.in + (long long)row * args.stride + head * args.width;
+    const bool is_key = column_head >= args.query.heads;
+    const bf16 *weight = is_key ? args.key.weight : args.query.weight;
+    const int heads = is_key ? args.key.heads : args.query.heads;
+    const int head = is_key ? column_head - args.query.heads : column_head;
+    const bf16 *in = args.in + (long long)row * args.stride + column_head * args.width;
     float left[4], right[4], square = 0.0f;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -143,14 +153,15 @@ KERNEL(norm_rotary, RotaryArguments)
     for (int mask = 16; mask > 0; mask >>= 1)
         square += shuffle_xor(square, mask);
     const float scale = rsqrtf(square / args.width + args.eps);
-    bf16 *out = args.out + (((long long)sample * args.heads + head) * args.tokens + token) * args.width;
+    bf16 *out = is_key ? args.key.out : args.query.out;
+    out += (((long long)sample * heads + head) * args.tokens + token) * args.width;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int column = i * 32 + lane, table = token * args.width + column;
         if (column >= half)
             continue;
-        const float a = rounded(rounded(left[i] * scale) * to_float(args.weight[column]));
-        const float b = rounded(rounded(right[i] * scale) * to_float(args.weight[half + column]));
+        const float a = rounded(rounded(left[i] * scale) * to_float(weight[column]));
+        const float b = rounded(rounded(right[i] * scale) * to_float(weight[half + column]));
         out[column] = to_bf16(rounded(a * to_float(args.cos[table])) + rounded(-b * to_float(args.sin[table])));
         out[half + column] =
             to_bf16(rounded(b * to_float(args.cos[table + half])) + rounded(a * to_float(args.sin[table + half])));

@@ -1,6 +1,11 @@
 //! The backbone's fused operators on libtorch's tensors: bf16 on one GPU, rounding where the plain operators round.
 
+mod attention;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,11 +13,11 @@ use super::super::{
     ModelError,
     cuda::Stream,
     layers::{LayerNorm, Linear, RmsNorm},
-    operators::BackboneOperators,
+    operators::{BackboneOperators, PlainOperators, Sight},
 };
 use crate::cuda::{
     Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, Queue, RotaryArguments,
-    SwigluArguments,
+    RotaryHeads, SequenceAttention, SwigluArguments,
 };
 
 /// Compiled for one GPU, queued on libtorch's stream.
@@ -20,6 +25,8 @@ pub struct Operators {
     gpu: Gpu,
     kernels: Kernels,
     queue: Queue,
+    /// By width of a head.
+    attentions: RefCell<HashMap<usize, Arc<SequenceAttention>>>,
     device: Device,
 }
 
@@ -32,7 +39,7 @@ impl Operators {
         let gpu = Gpu::open(super::ordinal(device)?)?;
         // SAFETY: null is the default stream, which always is.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
-        Ok(Self { kernels: Kernels::new(&gpu)?, queue: Queue::new(stream, false), gpu, device })
+        Ok(Self::with(Kernels::new(&gpu)?, Queue::new(stream, false), gpu, device))
     }
 
     /// The compiled kernels, for others on the same GPU.
@@ -45,7 +52,11 @@ impl Operators {
     pub fn emulated(order: crate::cuda::emulation::Order) -> Result<Self, ModelError> {
         let gpu = Gpu::emulated();
         let (kernels, queue) = (Kernels::new(&gpu)?, Queue::emulated(order, false));
-        Ok(Self { gpu, kernels, queue, device: Device::Cpu })
+        Ok(Self::with(kernels, queue, gpu, Device::Cpu))
+    }
+
+    fn with(kernels: Kernels, queue: Queue, gpu: Gpu, device: Device) -> Self {
+        Self { gpu, kernels, queue, attentions: RefCell::default(), device }
     }
 
     /// Queues on `stream`, libtorch's current one; null is the default stream, where it starts.
@@ -174,12 +185,12 @@ impl BackboneOperators for Operators {
     fn norm_rotary(
         &self,
         x: &Tensor,
-        heads: i64,
-        norm: &RmsNorm,
+        heads: [i64; 2],
+        norms: [&RmsNorm; 2],
         (cos, sin): (&Tensor, &Tensor),
-    ) -> Result<Tensor, ModelError> {
-        let (weight, eps) = norm.parameters();
-        let width = weight.size().last().copied().unwrap_or(0);
+    ) -> Result<[Tensor; 2], ModelError> {
+        let ((query_weight, eps), (key_weight, key_eps)) = (norms[0].parameters(), norms[1].parameters());
+        let width = query_weight.size().last().copied().unwrap_or(0);
         let size = x.size();
         let [samples, tokens, columns] = size[..] else {
             return Err(ModelError::Input {
@@ -188,44 +199,67 @@ impl BackboneOperators for Operators {
                 found: format!("{size:?}"),
             });
         };
-        for (what, tensor) in [("weight of a rotation", weight), ("cos", cos), ("sin", sin)] {
+        for (what, tensor) in [
+            ("norm of rotated queries", query_weight),
+            ("norm of rotated keys", key_weight),
+            ("cos", cos),
+            ("sin", sin),
+        ] {
             self.check(what, tensor, Some(width))?;
         }
         let strides = x.stride();
         let fits = x.f_kind()? == Kind::BFloat16
             && x.device() == self.device
-            && columns >= heads * width
+            && heads.iter().all(|heads| *heads > 0)
+            && columns >= (heads[0] + heads[1]) * width
             && strides[2] == 1
             && strides[0] == tokens * strides[1]
             && cos.size() == [tokens, width]
-            && sin.size() == [tokens, width];
+            && sin.size() == [tokens, width]
+            && eps == key_eps;
         if !fits {
             return Err(ModelError::Input {
                 what: "input of a rotation",
                 expected: format!(
-                    "bf16 rows of {heads} heads of {width} on {:?}, tables of as many rows",
+                    "bf16 rows of {heads:?} heads of {width} on {:?}, tables of as many rows, norms of one epsilon",
                     self.device
                 ),
-                found: format!("{size:?} by {strides:?}, tables {:?} and {:?}", cos.size(), sin.size()),
+                found: format!(
+                    "{size:?} by {strides:?}, tables {:?} and {:?}, epsilon {eps} and {key_eps}",
+                    cos.size(),
+                    sin.size()
+                ),
             });
         }
-        let out = Tensor::f_empty([samples, heads, tokens, width], (Kind::BFloat16, self.device))?;
+        let room = |heads| Tensor::f_empty([samples, heads, tokens, width], (Kind::BFloat16, self.device));
+        let out = [room(heads[0])?, room(heads[1])?];
+        let part = |number: usize, weight: &Tensor| RotaryHeads {
+            weight: weight.data_ptr() as u64,
+            out: out[number].data_ptr() as u64,
+            heads: heads[number] as i32,
+        };
         let arguments = RotaryArguments {
             input: x.data_ptr() as u64,
-            weight: weight.data_ptr() as u64,
             cos: cos.data_ptr() as u64,
             sin: sin.data_ptr() as u64,
-            out: out.data_ptr() as u64,
+            query: part(0, query_weight),
+            key: part(1, key_weight),
             stride: strides[1],
             rows: (samples * tokens) as i32,
             tokens: tokens as i32,
-            heads: heads as i32,
             width: width as i32,
             eps: eps as f32,
         };
         // SAFETY: as in `norm`.
         unsafe { self.kernels.norm_rotary(&self.queue, &arguments)? };
         Ok(out)
+    }
+
+    fn attention(&self, operands: [&Tensor; 3], sight: Sight, first: i64) -> Result<Tensor, ModelError> {
+        match self.own_attention(operands, sight, first)? {
+            Some(attended) => Ok(attended),
+            None => PlainOperators.attention(operands, sight, first),
+        }
     }
 
     fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {

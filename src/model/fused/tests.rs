@@ -12,6 +12,7 @@ mod elementwise;
 mod machine;
 mod norms;
 mod products;
+mod sequence_attention;
 mod steps;
 
 use std::path::Path;

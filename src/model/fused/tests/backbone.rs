@@ -73,24 +73,26 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
             [(1, 51, 3, 128), (2, 37, 2, 128), (1, 1, 1, 64), (1, 5, 2, 256)].into_iter().enumerate()
         {
             let operators = machine.operators(turn);
-            let x = bf16(&[samples, tokens, heads * width + 256], 6);
-            let (weight, cos, sin) =
-                (bf16(&[width], 7), bf16(&[tokens, width], 8), bf16(&[tokens, width], 9));
-            let norm = RmsNorm::new(weight, 1e-6);
-            let found =
-                operators.norm_rotary(&x.narrow(2, 0, heads * width), heads, &norm, (&cos, &sin)).unwrap();
-            let split = x.narrow(2, 0, heads * width).reshape([samples, tokens, heads, width]);
-            let normed = norm.forward(&split).unwrap().transpose(1, 2);
-            let half = width / 2;
-            let turned = Tensor::cat(&[-normed.narrow(-1, half, half), normed.narrow(-1, 0, half)], -1);
-            let expected = &normed * &cos + &turned * &sin;
-            // Products of values up to 4 cancel: a tipped rounding of each shows against 1 in the distance.
-            let worst = distance(&found, &expected);
-            assert!(worst < 16.0 * HALF_ULP, "rotation {samples} x {tokens} x {heads} x {width}: {worst}");
-            assert!(
-                differing(&found, &expected) <= 0.02,
-                "roundings of {samples} x {tokens} x {heads} x {width}"
-            );
+            // Fewer heads of keys than of queries, and what is not rotated behind them.
+            let key_heads = i64::max(heads / 2, 1);
+            let x = bf16(&[samples, tokens, (heads + key_heads) * width + 256], 6);
+            let (cos, sin) = (bf16(&[tokens, width], 8), bf16(&[tokens, width], 9));
+            let norms = [7, 10].map(|seed| RmsNorm::new(bf16(&[width], seed), 1e-6));
+            let all = [heads, key_heads];
+            let found = operators.norm_rotary(&x, all, [&norms[0], &norms[1]], (&cos, &sin)).unwrap();
+            for (part, (first, heads)) in [(0, heads), (heads, key_heads)].into_iter().enumerate() {
+                let split = x.narrow(2, first * width, heads * width);
+                let split = split.reshape([samples, tokens, heads, width]);
+                let normed = norms[part].forward(&split).unwrap().transpose(1, 2);
+                let half = width / 2;
+                let turned = Tensor::cat(&[-normed.narrow(-1, half, half), normed.narrow(-1, 0, half)], -1);
+                let expected = &normed * &cos + &turned * &sin;
+                // Products of values up to 4 cancel: a tipped rounding of each shows against 1 in the distance.
+                let worst = distance(&found[part], &expected);
+                let what = format!("{samples} x {tokens} x {heads} x {width}, part {part}");
+                assert!(worst < 16.0 * HALF_ULP, "rotation {what}: {worst}");
+                assert!(differing(&found[part], &expected) <= 0.02, "roundings of {what}");
+            }
         }
     }
 }
