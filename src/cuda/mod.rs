@@ -10,6 +10,7 @@
 //! | [`Kernels`] | the kernels of `kernels/`, with their arguments as Rust structures |
 //! | [`SequenceAttention`] | attention of many queries, for the backbone |
 //! | [`preprocess`] | camera frames to the network's size, bit by bit as on the CPU |
+//! | [`Products`] | activations · weightᵀ for many rows, by the fastest of cuBLASLt's ways |
 //! | [`Gemms`] | activations · weightᵀ for few rows: own kernels and cuBLASLt, whichever is faster |
 //!
 //! The driver, NVRTC and cuBLASLt are loaded when they are first wanted.
@@ -28,6 +29,7 @@ mod library;
 mod module;
 mod nvrtc;
 pub mod preprocess;
+mod product;
 mod queue;
 mod sequence_attention;
 mod skinny;
@@ -45,6 +47,7 @@ pub use kernels::{
 };
 pub use module::{Kernel, Module};
 pub use nvrtc::{Code, Nvrtc, Target};
+pub use product::{ProductCall, ProductShape, Products};
 pub use queue::{Queue, Recording};
 pub use sequence_attention::{SequenceAttention, SequenceAttentionArguments, Strides};
 pub use skinny::Skinny;

@@ -167,14 +167,14 @@ impl LanguageLayer {
         let rows = normed.size().get(1).copied().unwrap_or(0);
         let known = kept.map_or(0, |kept| kept.known);
         let all = match kept {
-            None => self.joined.forward(&normed)?,
+            None => operators.linear(&normed, self.joined.all())?,
             Some(Projection { all, known: 0 }) => {
-                let first = self.joined.forward(&normed)?;
+                let first = operators.linear(&normed, self.joined.all())?;
                 all.f_narrow(1, 0, rows)?.f_copy_(&first)?;
                 first
             }
             Some(Projection { all, known }) => {
-                self.joined.forward_into(&normed, &mut all.f_narrow(1, known, rows)?)?;
+                operators.linear_into(&normed, self.joined.all(), &mut all.f_narrow(1, known, rows)?)?;
                 all.shallow_clone()
             }
         };
@@ -188,9 +188,10 @@ impl LanguageLayer {
         if let Some(keep) = &context.keep {
             merged = merged.f_mul(&keep.f_narrow(1, known, rows)?)?;
         }
-        let attended = self.out.forward(&merged)?;
+        let attended = operators.linear(&merged, &self.out)?;
         let normed = operators.rms_norm(x, Some(&attended), &self.post_norm)?;
-        Ok(self.down.forward(&operators.swiglu(&self.gate_up.forward(&normed)?)?)?)
+        let gate_up = operators.linear(&normed, self.gate_up.all())?;
+        operators.linear(&operators.swiglu(&gate_up)?, &self.down)
     }
 
     /// (B, S, D) → (B, S, D).

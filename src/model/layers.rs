@@ -216,20 +216,12 @@ impl JoinedLinear {
         Ok((Self { all }, views))
     }
 
-    /// (…, in) → (…, sum of all out), side by side in their order.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        self.all.forward(x)
+    /// All as one: (…, in) → (…, sum of all out), side by side in their order.
+    pub fn all(&self) -> &Linear {
+        &self.all
     }
 
-    /// See [`Linear::forward_into`].
-    ///
-    /// # Errors
-    /// libtorch refuses.
-    pub fn forward_into(&self, x: &Tensor, out: &mut Tensor) -> Result<(), TchError> {
-        self.all.forward_into(x, out)
-    }
-
-    /// Columns of [`forward`](Self::forward)'s result.
+    /// Columns of [`all`](Self::all)'s result.
     pub fn outputs(&self) -> i64 {
         self.all.weight.size().first().copied().unwrap_or(0)
     }

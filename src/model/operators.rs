@@ -36,6 +36,10 @@ pub trait BackboneOperators: Send {
         Ok(())
     }
 
+    /// Whether products of sizes that are met for the first time may be measured until the fastest way is known, which takes
+    /// seconds and must not be captured. At first they may not.
+    fn allow_tuning(&self, _allowed: bool) {}
+
     /// LayerNorm of `x` over the last axis.
     fn layer_norm(
         &self,
@@ -66,6 +70,12 @@ pub trait BackboneOperators: Send {
 
     /// silu(gate) · up of rows that hold both, gate first: (…, 2·width) → (…, width).
     fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError>;
+
+    /// A linear layer: (…, in) → (…, out).
+    fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError>;
+
+    /// [`linear`](Self::linear) of (B, R, in), written to `out` (B, R, out), which may be rows out of the middle of a tensor.
+    fn linear_into(&self, x: &Tensor, linear: &Linear, out: &mut Tensor) -> Result<(), ModelError>;
 
     /// A linear layer and the tanh form of GELU.
     fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError>;
@@ -154,6 +164,14 @@ impl BackboneOperators for PlainOperators {
                 found: format!("{:?}", joined.size()),
             }),
         }
+    }
+
+    fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
+        Ok(linear.forward(x)?)
+    }
+
+    fn linear_into(&self, x: &Tensor, linear: &Linear, out: &mut Tensor) -> Result<(), ModelError> {
+        Ok(linear.forward_into(x, out)?)
     }
 
     fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {

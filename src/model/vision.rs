@@ -115,7 +115,7 @@ impl VisionLayer {
         operators: &dyn BackboneOperators,
     ) -> Result<Tensor, ModelError> {
         let normed = operators.layer_norm(x, addend, &self.norm1)?;
-        let parts = self.joined.forward(&normed)?.f_chunk(3, -1)?;
+        let parts = operators.linear(&normed, self.joined.all())?.f_chunk(3, -1)?;
         let [q, k, v] = parts.as_slice() else {
             return Err(ModelError::Input {
                 what: "query, key and value",
@@ -125,9 +125,9 @@ impl VisionLayer {
         };
         let split = |x: &Tensor| split_heads(x, self.heads);
         let attended = operators.attention([&split(q)?, &split(k)?, &split(v)?], Sight::All, 0)?;
-        let attended = self.out.forward(&attended)?;
+        let attended = operators.linear(&attended, &self.out)?;
         let normed = operators.layer_norm(x, Some(&attended), &self.norm2)?;
-        Ok(self.fc2.forward(&operators.linear_gelu(&normed, &self.fc1)?)?)
+        operators.linear(&operators.linear_gelu(&normed, &self.fc1)?, &self.fc2)
     }
 
     /// (N, P, D) → (N, P, D); `name` is where the probe files the halves.

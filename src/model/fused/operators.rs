@@ -1,6 +1,7 @@
 //! The backbone's fused operators on libtorch's tensors: bf16 on one GPU, rounding where the plain operators round.
 
 mod attention;
+mod products;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use crate::cuda::{
     Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, Queue, RotaryArguments,
     RotaryHeads, SequenceAttention, SwigluArguments,
 };
+use products::OwnProducts;
 
 /// Compiled for one GPU, queued on libtorch's stream.
 pub struct Operators {
@@ -27,6 +29,7 @@ pub struct Operators {
     queue: Queue,
     /// By width of a head.
     attentions: RefCell<HashMap<usize, Arc<SequenceAttention>>>,
+    products: OwnProducts,
     device: Device,
 }
 
@@ -39,7 +42,8 @@ impl Operators {
         let gpu = Gpu::open(super::ordinal(device)?)?;
         // SAFETY: null is the default stream, which always is.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
-        Ok(Self::with(Kernels::new(&gpu)?, Queue::new(stream, false), gpu, device))
+        let products = OwnProducts::new(&gpu);
+        Ok(Self { products, ..Self::with(Kernels::new(&gpu)?, Queue::new(stream, false), gpu, device) })
     }
 
     /// The compiled kernels, for others on the same GPU.
@@ -56,7 +60,7 @@ impl Operators {
     }
 
     fn with(kernels: Kernels, queue: Queue, gpu: Gpu, device: Device) -> Self {
-        Self { gpu, kernels, queue, attentions: RefCell::default(), device }
+        Self { gpu, kernels, queue, attentions: RefCell::default(), products: OwnProducts::default(), device }
     }
 
     /// Queues on `stream`, libtorch's current one; null is the default stream, where it starts.
@@ -160,6 +164,10 @@ impl BackboneOperators for Operators {
         // SAFETY: libtorch's streams are of the primary context and live until the process ends.
         unsafe { self.use_stream(stream.handle()?) };
         Ok(())
+    }
+
+    fn allow_tuning(&self, allowed: bool) {
+        self.products.set_tuning(allowed);
     }
 
     fn layer_norm(
@@ -285,7 +293,24 @@ impl BackboneOperators for Operators {
         Ok(out)
     }
 
+    fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
+        match self.own_product(x, linear, false, None)? {
+            Some(product) => Ok(product),
+            None => PlainOperators.linear(x, linear),
+        }
+    }
+
+    fn linear_into(&self, x: &Tensor, linear: &Linear, out: &mut Tensor) -> Result<(), ModelError> {
+        match self.own_product(x, linear, false, Some(out))? {
+            Some(_) => Ok(()),
+            None => PlainOperators.linear_into(x, linear, out),
+        }
+    }
+
     fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
+        if let Some(product) = self.own_product(x, linear, true, None)? {
+            return Ok(product);
+        }
         let product = x.f_matmul(&linear.weight().f_transpose(0, 1)?)?;
         self.bias_activation(&product, linear.bias(), Activation::GeluTanh)
     }

@@ -8,6 +8,7 @@
 
 mod attention;
 mod backbone;
+mod backbone_products;
 mod elementwise;
 mod machine;
 mod norms;

@@ -1,5 +1,8 @@
 //! The graphs of the shapes last seen.
 
+#[cfg(test)]
+mod tuning;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -49,6 +52,8 @@ pub struct TickRunner {
     stream: Option<Stream>,
     split: Split,
     reuse_prefix: bool,
+    /// Whether a tick was run: that is the one in which products are tuned. A robot may move in those after it.
+    begun: bool,
 }
 
 impl TickRunner {
@@ -65,6 +70,7 @@ impl TickRunner {
             stream: None,
             split: Split::default(),
             reuse_prefix: false,
+            begun: false,
         }
     }
 
@@ -81,6 +87,7 @@ impl TickRunner {
     /// Lets go of all shapes.
     pub fn forget(&mut self) {
         self.known.clear();
+        self.begun = false;
     }
 
     /// Makes the runner's stream the current one; everything of the network must run on one stream.
@@ -105,7 +112,8 @@ impl TickRunner {
         (self.known.len(), nodes)
     }
 
-    /// Runs a tick; the runner's stream must be the current one. The first tick of a shape runs operation by operation; the
+    /// Runs a tick; the runner's stream must be the current one. In the very first tick the operators may tune their products
+    /// ([`BackboneOperators::allow_tuning`](super::super::operators::BackboneOperators::allow_tuning)). The first tick of a shape runs operation by operation; the
     /// second does too, and takes longer, since it is captured then, and the graphs are replayed and held against it.
     ///
     /// # Errors
@@ -138,10 +146,18 @@ impl TickRunner {
                 if stream.is_some() { Known::Fresh(tick) } else { Known::Plain(tick) }
             }
         };
+        let operators = parts.operators;
+        let allow_tuning = |allowed| operators.iter().for_each(|operators| operators.allow_tuning(allowed));
         let answer = match &mut known {
             Known::Captured(captured) => captured.run(inputs, prompt, parts),
-            Known::Fresh(tick) | Known::Plain(tick) => run_plainly(tick, inputs, prompt, parts, self.stream),
+            Known::Fresh(tick) | Known::Plain(tick) => {
+                allow_tuning(!self.begun);
+                let answer = run_plainly(tick, inputs, prompt, parts, self.stream);
+                allow_tuning(false);
+                answer
+            }
         };
+        self.begun |= answer.is_ok();
         self.known.push_front(known);
         answer
     }
