@@ -257,6 +257,25 @@ pub struct RotaryArguments {
     pub eps: f32,
 }
 
+/// `PatchArguments` of elementwise.cu.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct PatchArguments {
+    /// Bytes (images, rows · side, columns · side, 3).
+    pub frames: u64,
+    /// bf16 (images, rows · columns, padded), written.
+    pub out: u64,
+    /// images · rows · columns · padded.
+    pub count: i64,
+    /// Patches above each other, and side by side.
+    pub rows: i32,
+    pub columns: i32,
+    /// Pixels of a patch's side.
+    pub side: i32,
+    /// Columns of the output, a multiple of 4: behind side · side · 3 of them are zeros.
+    pub padded: i32,
+}
+
 /// `FillArguments` of elementwise.cu.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -310,6 +329,7 @@ pub struct Kernels {
     bias_activation: Kernel,
     swiglu: Kernel,
     norm_rotary: Kernel,
+    patches: Kernel,
     fill: Kernel,
 }
 
@@ -331,6 +351,7 @@ impl Kernels {
             bias_activation: elementwise.kernel("bias_activation", 0)?,
             swiglu: elementwise.kernel("swiglu", 0)?,
             norm_rotary: elementwise.kernel("norm_rotary", 0)?,
+            patches: elementwise.kernel("patches", 0)?,
             fill: elementwise.kernel("fill", 0)?,
         })
     }
@@ -492,19 +513,36 @@ impl Kernels {
     /// RMSNorm of each head of queries and keys, then its rotation.
     ///
     /// # Errors
-    /// Heads that are not 2 to 256 wide, an even number.
+    /// Heads that are not 4 to 256 wide, a multiple of 4; rows that do not begin at a multiple of 4 bytes.
     ///
     /// # Safety
     /// As [`attend`](Self::attend).
     pub unsafe fn norm_rotary(&self, queue: &Queue, arguments: &RotaryArguments) -> Result<(), CudaError> {
-        if !(2..=256).contains(&arguments.width) || arguments.width % 2 != 0 {
-            return Err(CudaError::argument("width of a head", "an even number, 2 to 256", arguments.width));
+        if !(4..=256).contains(&arguments.width) || arguments.width % 4 != 0 {
+            return Err(CudaError::argument("width of a head", "a multiple of 4, 4 to 256", arguments.width));
+        }
+        if !arguments.input.is_multiple_of(4) || arguments.stride % 2 != 0 {
+            let found = format!("address {:x}, {} values a row", arguments.input, arguments.stride);
+            return Err(CudaError::argument("rows of heads", "beginning at multiples of 4 bytes", found));
         }
         let heads = arguments.query.heads.max(0) as usize + arguments.key.heads.max(0) as usize;
         let warps = arguments.rows.max(0) as usize * heads;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
         // SAFETY: by this function's contract.
         unsafe { queue.launch(&self.norm_rotary, grid, THREADS, 0, arguments) }
+    }
+
+    /// Frames to vectors of patches.
+    ///
+    /// # Errors
+    /// A number of columns that is no multiple of 4.
+    ///
+    /// # Safety
+    /// As [`attend`](Self::attend).
+    pub unsafe fn patches(&self, queue: &Queue, arguments: &PatchArguments) -> Result<(), CudaError> {
+        quads("columns of a patch", arguments.padded)?;
+        // SAFETY: by this function's contract.
+        unsafe { queue.launch(&self.patches, blocks(arguments.count), THREADS, 0, arguments) }
     }
 
     /// Pseudo-random bf16 values in ±`spread`, for timings.

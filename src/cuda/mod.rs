@@ -42,8 +42,8 @@ pub use gemm::{Gemm, GemmCall, GemmShape, Gemms, Plan};
 pub use gpu::{Gpu, Memory};
 pub use kernels::{
     Ahead, AttentionArguments, BackboneNormArguments, BiasActivationArguments, EulerArguments,
-    FinishArguments, Kernels, NormArguments, RotaryArguments, RotaryHeads, StartArguments, SwigluArguments,
-    attention_shared,
+    FinishArguments, Kernels, NormArguments, PatchArguments, RotaryArguments, RotaryHeads, StartArguments,
+    SwigluArguments, attention_shared,
 };
 pub use module::{Kernel, Module};
 pub use nvrtc::{Code, Nvrtc, Target};

@@ -134,6 +134,19 @@ impl Linear {
         Ok(Self { weight: at.tensor("weight")?, bias: None })
     }
 
+    /// The same for inputs with zeros behind them, `inputs` values in all; as it is where it has so many.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn padded(&self, inputs: i64) -> Result<Self, ModelError> {
+        let more = inputs - self.weight.size2()?.1;
+        let weight = match more {
+            0 => self.weight.shallow_clone(),
+            _ => self.weight.f_constant_pad_nd([0, more])?.f_contiguous()?,
+        };
+        Ok(Self { weight, bias: self.bias.as_ref().map(Tensor::shallow_clone) })
+    }
+
     /// (…, in) → (…, out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         x.f_linear(&self.weight, self.bias.as_ref())

@@ -1,12 +1,13 @@
 //! The backbone's operators between its matrix products, behind the trait that every way of doing them implements.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{
     ModelError,
     cuda::Stream,
     layers::{LayerNorm, Linear, RmsNorm, backbone_attention, merge_heads},
     sequence::rotate,
+    vision::{normalize_pixels, patchify},
 };
 
 /// Which keys a query of the backbone sees.
@@ -39,6 +40,10 @@ pub trait BackboneOperators: Send {
     /// Whether products of sizes that are met for the first time may be measured until the fastest way is known, which takes
     /// seconds and must not be captured. At first they may not.
     fn allow_tuning(&self, _allowed: bool) {}
+
+    /// Vectors of patches of `side` pixels a side, (N, P, columns), zeros behind the patch's own values, of frames (N, H, W,
+    /// 3) of bytes: each (byte − 127.5) / 127.5 in `kind`.
+    fn patches(&self, frames: &Tensor, side: i64, columns: i64, kind: Kind) -> Result<Tensor, ModelError>;
 
     /// LayerNorm of `x` over the last axis.
     fn layer_norm(
@@ -96,6 +101,14 @@ fn take_up(x: &mut Tensor, addend: Option<&Tensor>) -> Result<(), ModelError> {
 impl BackboneOperators for PlainOperators {
     fn identity(&self) -> String {
         "libtorch".to_owned()
+    }
+
+    fn patches(&self, frames: &Tensor, side: i64, columns: i64, kind: Kind) -> Result<Tensor, ModelError> {
+        let patches = patchify(&normalize_pixels(frames, kind)?, side)?;
+        match columns - patches.size().last().copied().unwrap_or(0) {
+            0 => Ok(patches),
+            more => Ok(patches.f_constant_pad_nd([0, more])?),
+        }
     }
 
     fn layer_norm(

@@ -3,11 +3,12 @@
 mod attention;
 mod products;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use cudarc::driver::CudaStream;
 use tch::{Device, Kind, Tensor};
 
 use super::super::{
@@ -17,8 +18,8 @@ use super::super::{
     operators::{BackboneOperators, PlainOperators, Sight},
 };
 use crate::cuda::{
-    Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, Queue, RotaryArguments,
-    RotaryHeads, SequenceAttention, SwigluArguments,
+    Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, PatchArguments, Queue,
+    RotaryArguments, RotaryHeads, SequenceAttention, SwigluArguments,
 };
 use products::OwnProducts;
 
@@ -27,9 +28,13 @@ pub struct Operators {
     gpu: Gpu,
     kernels: Kernels,
     queue: Queue,
+    /// On the same stream, for a kernel that may start while the one before it, one of these too, still runs.
+    overlapping: Queue,
     /// By width of a head.
     attentions: RefCell<HashMap<usize, Arc<SequenceAttention>>>,
     products: OwnProducts,
+    /// Address of the queries that were rotated last, or 0 once something else was queued.
+    rotated: Cell<u64>,
     device: Device,
 }
 
@@ -42,8 +47,9 @@ impl Operators {
         let gpu = Gpu::open(super::ordinal(device)?)?;
         // SAFETY: null is the default stream, which always is.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
+        let queues = queues(&gpu, stream);
         let products = OwnProducts::new(&gpu);
-        Ok(Self { products, ..Self::with(Kernels::new(&gpu)?, Queue::new(stream, false), gpu, device) })
+        Ok(Self { products, ..Self::with(Kernels::new(&gpu)?, queues, gpu, device) })
     }
 
     /// The compiled kernels, for others on the same GPU.
@@ -55,12 +61,14 @@ impl Operators {
     #[cfg(test)]
     pub fn emulated(order: crate::cuda::emulation::Order) -> Result<Self, ModelError> {
         let gpu = Gpu::emulated();
-        let (kernels, queue) = (Kernels::new(&gpu)?, Queue::emulated(order, false));
-        Ok(Self::with(kernels, queue, gpu, Device::Cpu))
+        // Nothing is held back: what libtorch reads next is there at once.
+        let queues = [Queue::emulated(order, false), Queue::emulated(order, false)];
+        Ok(Self::with(Kernels::new(&gpu)?, queues, gpu, Device::Cpu))
     }
 
-    fn with(kernels: Kernels, queue: Queue, gpu: Gpu, device: Device) -> Self {
-        Self { gpu, kernels, queue, attentions: RefCell::default(), products: OwnProducts::default(), device }
+    fn with(kernels: Kernels, [queue, overlapping]: [Queue; 2], gpu: Gpu, device: Device) -> Self {
+        let (attentions, products) = (RefCell::default(), OwnProducts::default());
+        Self { gpu, kernels, queue, overlapping, attentions, products, rotated: Cell::new(0), device }
     }
 
     /// Queues on `stream`, libtorch's current one; null is the default stream, where it starts.
@@ -70,7 +78,7 @@ impl Operators {
     pub unsafe fn use_stream(&mut self, stream: *mut c_void) {
         // SAFETY: by this function's contract.
         let stream = unsafe { self.gpu.external_stream(stream) };
-        self.queue = Queue::new(stream, false);
+        [self.queue, self.overlapping] = queues(&self.gpu, stream);
     }
 
     fn check(&self, what: &'static str, tensor: &Tensor, width: Option<i64>) -> Result<(), ModelError> {
@@ -121,6 +129,7 @@ impl Operators {
             eps: eps as f32,
         };
         let rows = x.numel() / (width.max(1) as usize);
+        self.rotated.set(0);
         // SAFETY: here and below, the tensors' kinds, sizes and device were checked; libtorch frees memory in the order of
         // the stream that this is queued on.
         unsafe { self.kernels.backbone_norm(&self.queue, rows, &arguments)? };
@@ -168,6 +177,38 @@ impl BackboneOperators for Operators {
 
     fn allow_tuning(&self, allowed: bool) {
         self.products.set_tuning(allowed);
+    }
+
+    fn patches(&self, frames: &Tensor, side: i64, columns: i64, kind: Kind) -> Result<Tensor, ModelError> {
+        let own = side * side * 3;
+        let fits = kind == Kind::BFloat16
+            && frames.f_kind()? == Kind::Uint8
+            && frames.device() == self.device
+            && frames.is_contiguous()
+            && side > 0
+            && columns >= own
+            && columns % 4 == 0;
+        let size = frames.size();
+        let (true, &[images, height, width, 3]) = (fits, &size[..]) else {
+            return PlainOperators.patches(frames, side, columns, kind);
+        };
+        if images == 0 || height == 0 || width == 0 || height % side != 0 || width % side != 0 {
+            return PlainOperators.patches(frames, side, columns, kind);
+        }
+        let (rows, across) = (height / side, width / side);
+        let out = Tensor::f_empty([images, rows * across, columns], (kind, self.device))?;
+        let arguments = PatchArguments {
+            frames: frames.data_ptr() as u64,
+            out: out.data_ptr() as u64,
+            count: out.numel() as i64,
+            rows: rows as i32,
+            columns: across as i32,
+            side: side as i32,
+            padded: columns as i32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.kernels.patches(&self.queue, &arguments)? };
+        Ok(out)
     }
 
     fn layer_norm(
@@ -260,6 +301,7 @@ impl BackboneOperators for Operators {
         };
         // SAFETY: as in `norm`.
         unsafe { self.kernels.norm_rotary(&self.queue, &arguments)? };
+        self.rotated.set(arguments.query.out);
         Ok(out)
     }
 
@@ -314,6 +356,11 @@ impl BackboneOperators for Operators {
         let product = x.f_matmul(&linear.weight().f_transpose(0, 1)?)?;
         self.bias_activation(&product, linear.bias(), Activation::GeluTanh)
     }
+}
+
+/// One whose kernels wait for what is before them, and one whose do not where the GPU can do without.
+fn queues(gpu: &Gpu, stream: Arc<CudaStream>) -> [Queue; 2] {
+    [Queue::new(Arc::clone(&stream), false), Queue::new(stream, gpu.overlaps())]
 }
 
 fn same_size(what: &'static str, a: &Tensor, b: &Tensor) -> Result<(), ModelError> {

@@ -39,6 +39,7 @@ impl Operators {
         sight: Sight,
         first: i64,
     ) -> Result<Option<Tensor>, ModelError> {
+        let follows_rotation = self.rotated.take() == query.data_ptr() as u64;
         let (&[batch, heads, rows, width], &[_, key_heads, keys, _]) = (&query.size()[..], &key.size()[..])
         else {
             return Ok(None);
@@ -99,9 +100,17 @@ impl Operators {
             slots: 0,
             scale: (std::f64::consts::LOG2_E / (width as f64).sqrt()) as f32,
         };
+        // Right behind the rotation, as both operators are used, it need not wait for that to be over before it starts; the
+        // kernel itself waits.
+        let queue = if follows_rotation {
+            self.overlapping.continued();
+            &self.overlapping
+        } else {
+            &self.queue
+        };
         // SAFETY: the tensors' kinds, sizes, strides and device were checked; libtorch frees memory in the order of the stream
         // that this is queued on.
-        unsafe { kernel.attend(&self.queue, (batch as usize, heads as usize), &arguments)? };
+        unsafe { kernel.attend(queue, (batch as usize, heads as usize), &arguments)? };
         Ok(Some(out))
     }
 }

@@ -35,6 +35,10 @@ impl BackboneOperators for Watched {
         self.allowed.set(allowed);
     }
 
+    fn patches(&self, frames: &Tensor, side: i64, columns: i64, kind: Kind) -> Result<Tensor, ModelError> {
+        PlainOperators.patches(frames, side, columns, kind)
+    }
+
     fn layer_norm(
         &self,
         x: &mut Tensor,
