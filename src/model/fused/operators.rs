@@ -1,4 +1,5 @@
-//! The backbone's fused operators on libtorch's tensors: bf16 on one GPU, rounding where the plain operators round.
+//! The backbone's fused operators on libtorch's tensors: bf16 on one GPU, rounding where the plain operators round, but for a
+//! GELU within its product, which rounds once less.
 
 mod attention;
 mod products;

@@ -40,6 +40,7 @@ fn attention_among_patches_and_tokens_agrees_with_the_plain_one() {
             (3, 65, [1, 1], 40),
             (1, 100, [3, 3], 72),
             // More tiles of keys than there is room for.
+            (1, 324, [1, 1], 72),
             (1, 324, [1, 1], 128),
             (1, 530, [1, 1], 16),
         ];
