@@ -22,8 +22,12 @@ mod constants {
     pub const DESC_EPILOGUE: i32 = 7;
     pub const DESC_BIAS_POINTER: i32 = 8;
     pub const OP_T: i32 = 1;
-    pub const EPILOGUE_GELU_BIAS: i32 = 36;
+    pub const EPILOGUE_NONE: i32 = 1;
+    pub const EPILOGUE_BIAS: i32 = 4;
+    pub const EPILOGUE_GELU: i32 = 32;
     pub const PREFERENCE_MAX_WORKSPACE: i32 = 1;
+    pub const PREFERENCE_REDUCTIONS: i32 = 3;
+    pub const REDUCTION_IN_COMPUTE_TYPE: u32 = 2;
 }
 use constants as c;
 
@@ -131,6 +135,34 @@ impl Drop for Owned {
     }
 }
 
+/// What is done to a product before it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Epilogue {
+    /// Nothing: f32.
+    Sums,
+    /// Bias and GELU (tanh), each where it is wanted: bf16, rounded once.
+    Finished { bias: bool, gelu: bool },
+}
+
+impl Epilogue {
+    /// With both.
+    const GELU_BIAS: Self = Self::Finished { bias: true, gelu: true };
+
+    fn has_bias(self) -> bool {
+        matches!(self, Self::Finished { bias: true, .. })
+    }
+
+    /// cuBLASLt's number.
+    fn number(self) -> i32 {
+        match self {
+            Self::Sums | Self::Finished { bias: false, gelu: false } => c::EPILOGUE_NONE,
+            Self::Finished { bias, gelu } => {
+                (if bias { c::EPILOGUE_BIAS } else { 0 }) | (if gelu { c::EPILOGUE_GELU } else { 0 })
+            }
+        }
+    }
+}
+
 /// activations (rows, k) · weightᵀ (n, k) as cuBLASLt computes it, with one of its algorithms.
 pub struct LibraryGemm {
     desc: Owned,
@@ -142,6 +174,7 @@ pub struct LibraryGemm {
     pub(super) workspace: usize,
     /// Whether bias and GELU (tanh) are applied and the output is bf16; otherwise it is f32.
     pub(super) gelu: bool,
+    epilogue: Epilogue,
 }
 
 // SAFETY: descriptions are plain memory of cuBLASLt's, which nothing changes once they are made.
@@ -189,7 +222,7 @@ impl Blas {
         Ok(Owned { object, destroy: self.functions.layout_destroy })
     }
 
-    fn desc(&self, gelu: bool) -> Result<Owned, CudaError> {
+    fn desc(&self, epilogue: Epilogue) -> Result<Owned, CudaError> {
         let mut object = std::ptr::null_mut();
         // SAFETY: the address of a pointer, and constants.
         check("describing a product", unsafe {
@@ -197,9 +230,7 @@ impl Blas {
         })?;
         let desc = Owned { object, destroy: self.functions.desc_destroy };
         self.set(&desc, c::DESC_TRANSA, &c::OP_T)?;
-        if gelu {
-            self.set(&desc, c::DESC_EPILOGUE, &c::EPILOGUE_GELU_BIAS)?;
-        }
+        self.set(&desc, c::DESC_EPILOGUE, &epilogue.number())?;
         Ok(desc)
     }
 
@@ -215,24 +246,60 @@ impl Blas {
         })
     }
 
+    fn prefer<T>(&self, preference: &Owned, attribute: i32, value: &T) -> Result<(), CudaError> {
+        let (bytes, size) = (std::ptr::from_ref(value).cast(), std::mem::size_of::<T>());
+        // SAFETY: the value has the size that is told, and is copied.
+        check("describing what is preferred", unsafe {
+            (self.functions.preference_set)(preference.object, attribute, bytes, size)
+        })
+    }
+
     /// Up to `count` ways to multiply, the most promising first. Strides are in elements.
     ///
     /// # Errors
     /// [`CudaError::Blas`].
     pub(super) fn candidates(
         &self,
-        (rows, n, k): (usize, usize, usize),
+        shape: (usize, usize, usize),
         gelu: bool,
         workspace: usize,
         count: usize,
     ) -> Result<Vec<LibraryGemm>, CudaError> {
+        let epilogue = if gelu { Epilogue::GELU_BIAS } else { Epilogue::Sums };
+        self.ways(shape, epilogue, None, workspace, count)
+    }
+
+    /// The same of products that are finished in bf16, without those ways that sum parts which they have rounded to bf16.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn finished(
+        &self,
+        shape: (usize, usize, usize),
+        (bias, gelu): (bool, bool),
+        workspace: usize,
+        count: usize,
+    ) -> Result<Vec<LibraryGemm>, CudaError> {
+        let epilogue = Epilogue::Finished { bias, gelu };
+        self.ways(shape, epilogue, Some(c::REDUCTION_IN_COMPUTE_TYPE), workspace, count)
+    }
+
+    fn ways(
+        &self,
+        (rows, n, k): (usize, usize, usize),
+        epilogue: Epilogue,
+        reductions: Option<u32>,
+        workspace: usize,
+        count: usize,
+    ) -> Result<Vec<LibraryGemm>, CudaError> {
+        let kind = if epilogue == Epilogue::Sums { c::R_32F } else { c::R_16BF };
         let make = || -> Result<_, CudaError> {
             // cuBLASLt's matrices lie by columns: it multiplies the transposed ones in the other order.
             Ok((
-                self.desc(gelu)?,
+                self.desc(epilogue)?,
                 self.layout(c::R_16BF, k, n, k)?,
                 self.layout(c::R_16BF, k, rows, k)?,
-                self.layout(if gelu { c::R_16BF } else { c::R_32F }, n, rows, n)?,
+                self.layout(kind, n, rows, n)?,
             ))
         };
         let (desc, weight, activations, out) = make()?;
@@ -240,16 +307,14 @@ impl Blas {
         // SAFETY: the address of a pointer.
         check("describing what is preferred", unsafe { (self.functions.preference_create)(&mut object) })?;
         let preference = Owned { object, destroy: self.functions.preference_destroy };
+        self.prefer(&preference, c::PREFERENCE_MAX_WORKSPACE, &workspace)?;
+        if let Some(reductions) = reductions {
+            self.prefer(&preference, c::PREFERENCE_REDUCTIONS, &reductions)?;
+        }
         let mut found = vec![Heuristic::default(); count];
         let mut number = 0;
         // SAFETY: all descriptions are alive, and there is room for `count` answers.
         unsafe {
-            let bytes = std::ptr::from_ref(&workspace).cast();
-            let size = std::mem::size_of::<usize>();
-            check(
-                "describing what is preferred",
-                (self.functions.preference_set)(preference.object, c::PREFERENCE_MAX_WORKSPACE, bytes, size),
-            )?;
             check(
                 "asking for ways to multiply",
                 (self.functions.heuristic)(
@@ -273,7 +338,8 @@ impl Blas {
             .map(|found| {
                 let (desc, weight, activations, out) = make()?;
                 let (algorithm, workspace) = (found.algorithm, found.workspace);
-                Ok(LibraryGemm { desc, weight, activations, out, algorithm, workspace, gelu })
+                let gelu = epilogue == Epilogue::GELU_BIAS;
+                Ok(LibraryGemm { desc, weight, activations, out, algorithm, workspace, gelu, epilogue })
             })
             .collect()
     }
@@ -294,8 +360,8 @@ impl Blas {
     ) -> Result<(), CudaError> {
         queue.stream().context().bind_to_thread().map_err(CudaError::driver("choosing the GPU"))?;
         // The bias is part of the description, of which each call then has its own.
-        let own = if gemm.gelu {
-            let desc = self.desc(true)?;
+        let own = if gemm.epilogue.has_bias() {
+            let desc = self.desc(gemm.epilogue)?;
             self.set(&desc, c::DESC_BIAS_POINTER, &bias)?;
             Some(desc)
         } else {

@@ -117,6 +117,7 @@ fn every_kernel_compiles_for_each_generation_and_stays_in_its_registers() {
                 "norm.cu" => 512,
                 "gemm.cu" => gemm_threads(&kernel),
                 "gemm_warpgroup.cu" => warpgroup_threads(&kernel),
+                "sequence_attention.cu" => attention_threads(&kernel),
                 _ => 256,
             };
             assert!(
@@ -139,6 +140,12 @@ fn gemm_threads(kernel: &str) -> usize {
 fn warpgroup_threads(kernel: &str) -> usize {
     let groups = kernel.split('_').find_map(|part| part.parse::<usize>().ok());
     groups.unwrap() * 128 + 32
+}
+
+/// Of a kernel's name.
+fn attention_threads(kernel: &str) -> usize {
+    let warps: usize = kernel.rsplit('_').next().and_then(|warps| warps.parse().ok()).unwrap();
+    128 * warps
 }
 
 #[test]

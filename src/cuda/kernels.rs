@@ -31,11 +31,14 @@ const THREADS: u32 = 256;
 /// All files but that of products.
 #[cfg(test)]
 pub(super) fn sources() -> Vec<Source> {
-    vec![
+    let mut all = vec![
         attention_source(&HEAD_WIDTHS),
         Source::plain("norm.cu", NORM),
         Source::plain("elementwise.cu", ELEMENTWISE),
-    ]
+    ];
+    // The narrowest, those of the network, the widest.
+    all.extend([8, 72, 128].map(super::sequence_attention::source));
+    all
 }
 
 fn attention_source(widths: &[usize]) -> Source {
@@ -146,6 +149,8 @@ pub struct BackboneNormArguments {
     /// bf16, or zero.
     pub bias: u64,
     pub out: u64,
+    /// What a product after it reads.
+    pub ahead: Ahead,
     pub width: i32,
     /// 1: RMSNorm; 0: LayerNorm.
     pub root_mean_square: i32,
@@ -220,31 +225,60 @@ pub struct SwigluArguments {
     pub up: u64,
     /// bf16 (rows, columns).
     pub out: u64,
+    /// What a product after it reads.
+    pub ahead: Ahead,
     pub count: i64,
     pub stride: i64,
     pub columns: i32,
+}
+
+/// `RotaryHeads` of elementwise.cu.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct RotaryHeads {
+    /// bf16 (width), of their norm.
+    pub weight: u64,
+    /// bf16 (samples, heads, tokens, width), written.
+    pub out: u64,
+    pub heads: i32,
 }
 
 /// `RotaryArguments` of elementwise.cu.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct RotaryArguments {
-    /// bf16 (samples · tokens, heads · width), rows `stride` apart.
+    /// bf16 (samples · tokens, heads · width), rows `stride` apart: the queries' heads, then the keys'.
     pub input: u64,
-    /// bf16 (width).
-    pub weight: u64,
     /// bf16 (tokens, width).
     pub cos: u64,
     pub sin: u64,
-    /// bf16 (samples, heads, tokens, width).
-    pub out: u64,
+    pub query: RotaryHeads,
+    pub key: RotaryHeads,
     pub stride: i64,
     /// samples · tokens.
     pub rows: i32,
     pub tokens: i32,
-    pub heads: i32,
     pub width: i32,
     pub eps: f32,
+}
+
+/// `PatchArguments` of elementwise.cu.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct PatchArguments {
+    /// Bytes (images, rows · side, columns · side, 3).
+    pub frames: u64,
+    /// bf16 (images, rows · columns, padded), written.
+    pub out: u64,
+    /// images · rows · columns · padded.
+    pub count: i64,
+    /// Patches above each other, and side by side.
+    pub rows: i32,
+    pub columns: i32,
+    /// Pixels of a patch's side.
+    pub side: i32,
+    /// Columns of the output, a multiple of 4: behind side · side · 3 of them are zeros.
+    pub padded: i32,
 }
 
 /// `FillArguments` of elementwise.cu.
@@ -306,6 +340,7 @@ pub struct Kernels {
     bias_activation: Kernel,
     swiglu: Kernel,
     norm_rotary: Kernel,
+    patches: Kernel,
     fill: Kernel,
 }
 
@@ -327,6 +362,7 @@ impl Kernels {
             bias_activation: elementwise.kernel("bias_activation", 0)?,
             swiglu: elementwise.kernel("swiglu", 0)?,
             norm_rotary: elementwise.kernel("norm_rotary", 0)?,
+            patches: elementwise.kernel("patches", 0)?,
             fill: elementwise.kernel("fill", 0)?,
         })
     }
@@ -495,21 +531,39 @@ impl Kernels {
         unsafe { queue.launch(&self.swiglu, blocks(arguments.count), THREADS, 0, arguments) }
     }
 
-    /// RMSNorm of each head, then its rotation.
+    /// RMSNorm of each head of queries and keys, then its rotation.
     ///
     /// # Errors
-    /// Heads that are not 2 to 256 wide, an even number.
+    /// Heads that are not 4 to 256 wide, a multiple of 4; rows that do not begin at a multiple of 4 bytes.
     ///
     /// # Safety
     /// As [`attend`](Self::attend).
     pub unsafe fn norm_rotary(&self, queue: &Queue, arguments: &RotaryArguments) -> Result<(), CudaError> {
-        if !(2..=256).contains(&arguments.width) || arguments.width % 2 != 0 {
-            return Err(CudaError::argument("width of a head", "an even number, 2 to 256", arguments.width));
+        if !(4..=256).contains(&arguments.width) || arguments.width % 4 != 0 {
+            return Err(CudaError::argument("width of a head", "a multiple of 4, 4 to 256", arguments.width));
         }
-        let warps = arguments.rows.max(0) as usize * arguments.heads.max(0) as usize;
+        if !arguments.input.is_multiple_of(4) || arguments.stride % 2 != 0 {
+            let found = format!("address {:x}, {} values a row", arguments.input, arguments.stride);
+            return Err(CudaError::argument("rows of heads", "beginning at multiples of 4 bytes", found));
+        }
+        let heads = arguments.query.heads.max(0) as usize + arguments.key.heads.max(0) as usize;
+        let warps = arguments.rows.max(0) as usize * heads;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
         // SAFETY: by this function's contract.
         unsafe { queue.launch(&self.norm_rotary, grid, THREADS, 0, arguments) }
+    }
+
+    /// Frames to vectors of patches.
+    ///
+    /// # Errors
+    /// A number of columns that is no multiple of 4.
+    ///
+    /// # Safety
+    /// As [`attend`](Self::attend).
+    pub unsafe fn patches(&self, queue: &Queue, arguments: &PatchArguments) -> Result<(), CudaError> {
+        quads("columns of a patch", arguments.padded)?;
+        // SAFETY: by this function's contract.
+        unsafe { queue.launch(&self.patches, blocks(arguments.count), THREADS, 0, arguments) }
     }
 
     /// Pseudo-random bf16 values in ±`spread`, for timings.

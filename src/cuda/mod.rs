@@ -8,7 +8,9 @@
 //! | [`Queue`] | kernels on a stream, each starting while its predecessor ends |
 //! | [`Recording`] | a queue's work as one CUDA graph |
 //! | [`Kernels`] | the kernels of `kernels/`, with their arguments as Rust structures |
+//! | [`SequenceAttention`] | attention of many queries, for the backbone |
 //! | [`preprocess`] | camera frames to the network's size, bit by bit as on the CPU |
+//! | [`Products`] | activations · weightᵀ for many rows, by the fastest of cuBLASLt's ways |
 //! | [`Gemms`] | activations · weightᵀ for few rows: own kernels and cuBLASLt, whichever is faster |
 //!
 //! The driver, NVRTC and cuBLASLt are loaded when they are first wanted.
@@ -27,7 +29,9 @@ mod library;
 mod module;
 mod nvrtc;
 pub mod preprocess;
+mod product;
 mod queue;
+mod sequence_attention;
 mod skinny;
 mod source;
 mod tune;
@@ -39,12 +43,14 @@ pub use gemm::{Gemm, GemmCall, GemmShape, Gemms, Plan};
 pub use gpu::{Gpu, Memory};
 pub use kernels::{
     Ahead, AttentionArguments, BackboneNormArguments, BiasActivationArguments, EulerArguments,
-    FinishArguments, Kernels, NormArguments, RotaryArguments, StartArguments, SwigluArguments,
-    attention_shared,
+    FinishArguments, Kernels, NormArguments, PatchArguments, RotaryArguments, RotaryHeads, StartArguments,
+    SwigluArguments, attention_shared,
 };
 pub use module::{Kernel, Module};
 pub use nvrtc::{Code, Nvrtc, Target};
+pub use product::{ProductCall, ProductShape, Products};
 pub use queue::{Queue, Recording};
+pub use sequence_attention::{SequenceAttention, SequenceAttentionArguments, Strides};
 pub use skinny::Skinny;
 pub use tune::{Candidate, Tuned};
 pub use warpgroup::Warpgroup;

@@ -79,6 +79,11 @@ impl Queue {
         self.follows.set(false);
     }
 
+    /// Tells that what was queued last on the stream is a kernel of this crate, queued through another queue.
+    pub fn continued(&self) {
+        self.follows.set(true);
+    }
+
     /// Queues a kernel whose one parameter is `arguments`.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ pub use super::sequence::{SequenceContext, inverse_frequencies, rotary_tables};
 use super::{
     ModelError,
     layers::{JoinedLinear, Linear, Loader, RmsNorm, backbone_attention, merge_heads, split_heads},
-    operators::BackboneOperators,
+    operators::{BackboneOperators, Sight},
     probe::Probe,
     sequence::rotate,
     tokens::TokenLayout,
@@ -16,9 +16,8 @@ use crate::checkpoint::{EagleConfig, TextConfig};
 /// Memory in which queries, keys and values of a prompt stand together though they are computed apart: those of its first
 /// tokens once, those of the others in each tick.
 ///
-/// They stand as they leave their product, before norm and rotation. So the attention is that of the whole prompt, square
-/// and causal as ever, the one form of it that libtorch's fast kernels take; the first tokens' queries, which nobody asks
-/// again, cost next to nothing there.
+/// They stand as they leave their product, before norm and rotation, so that operators who know only the attention of a whole
+/// prompt can compute that: the first tokens' queries, which nobody asks again, cost next to nothing there.
 #[derive(Clone, Copy)]
 pub struct Projections<'a> {
     /// One tensor per layer, (B, S, query, key and value columns).
@@ -164,39 +163,39 @@ impl LanguageLayer {
         operators: &dyn BackboneOperators,
         kept: Option<Projection>,
     ) -> Result<Tensor, ModelError> {
+        operators.product_ahead(self.joined.all());
         let normed = operators.rms_norm(x, addend, &self.input_norm)?;
         let rows = normed.size().get(1).copied().unwrap_or(0);
         let known = kept.map_or(0, |kept| kept.known);
         let all = match kept {
-            None => self.joined.forward(&normed)?,
+            None => operators.linear(&normed, self.joined.all())?,
             Some(Projection { all, known: 0 }) => {
-                let first = self.joined.forward(&normed)?;
+                let first = operators.linear(&normed, self.joined.all())?;
                 all.f_narrow(1, 0, rows)?.f_copy_(&first)?;
                 first
             }
             Some(Projection { all, known }) => {
-                self.joined.forward_into(&normed, &mut all.f_narrow(1, known, rows)?)?;
+                operators.linear_into(&normed, self.joined.all(), &mut all.f_narrow(1, known, rows)?)?;
                 all.shallow_clone()
             }
         };
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let tables = (&context.cos, &context.sin);
-        let q =
-            operators.norm_rotary(&all.f_narrow(-1, 0, queries)?, self.heads, &self.query_norm, tables)?;
-        let k = all.f_narrow(-1, queries, keys)?;
-        let k = operators.norm_rotary(&k, self.kv_heads, &self.key_norm, tables)?;
+        let norms = [&self.query_norm, &self.key_norm];
+        let [q, k] = operators.norm_rotary(&all, [self.heads, self.kv_heads], norms, tables)?;
         let v = split_heads(&all.f_narrow(-1, queries + keys, keys)?, self.kv_heads)?;
-        let attended = backbone_attention(&q, &k, &v, context.mask.as_ref(), context.mask.is_none())?;
-        let mut merged = merge_heads(&attended)?;
+        let sight = context.mask.as_ref().map_or(Sight::Causal, Sight::Masked);
+        operators.product_ahead(&self.out);
+        let mut merged = operators.attention([&q, &k, &v], sight, known)?;
         if let Some(keep) = &context.keep {
-            merged = merged.f_mul(keep)?;
+            merged = merged.f_mul(&keep.f_narrow(1, known, rows)?)?;
         }
-        if known > 0 {
-            merged = merged.f_narrow(1, known, rows)?;
-        }
-        let attended = self.out.forward(&merged)?;
+        let attended = operators.linear(&merged, &self.out)?;
+        operators.product_ahead(self.gate_up.all());
         let normed = operators.rms_norm(x, Some(&attended), &self.post_norm)?;
-        Ok(self.down.forward(&operators.swiglu(&self.gate_up.forward(&normed)?)?)?)
+        let gate_up = operators.linear(&normed, self.gate_up.all())?;
+        operators.product_ahead(&self.down);
+        operators.linear(&operators.swiglu(&gate_up)?, &self.down)
     }
 
     /// (B, S, D) → (B, S, D).

@@ -134,6 +134,19 @@ impl Linear {
         Ok(Self { weight: at.tensor("weight")?, bias: None })
     }
 
+    /// The same for inputs with zeros behind them, `inputs` values in all; as it is where it has so many.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn padded(&self, inputs: i64) -> Result<Self, ModelError> {
+        let more = inputs - self.weight.size2()?.1;
+        let weight = match more {
+            0 => self.weight.shallow_clone(),
+            _ => self.weight.f_constant_pad_nd([0, more])?.f_contiguous()?,
+        };
+        Ok(Self { weight, bias: self.bias.as_ref().map(Tensor::shallow_clone) })
+    }
+
     /// (…, in) → (…, out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         x.f_linear(&self.weight, self.bias.as_ref())
@@ -216,20 +229,12 @@ impl JoinedLinear {
         Ok((Self { all }, views))
     }
 
-    /// (…, in) → (…, sum of all out), side by side in their order.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        self.all.forward(x)
+    /// All as one: (…, in) → (…, sum of all out), side by side in their order.
+    pub fn all(&self) -> &Linear {
+        &self.all
     }
 
-    /// See [`Linear::forward_into`].
-    ///
-    /// # Errors
-    /// libtorch refuses.
-    pub fn forward_into(&self, x: &Tensor, out: &mut Tensor) -> Result<(), TchError> {
-        self.all.forward_into(x, out)
-    }
-
-    /// Columns of [`forward`](Self::forward)'s result.
+    /// Columns of [`all`](Self::all)'s result.
     pub fn outputs(&self) -> i64 {
         self.all.weight.size().first().copied().unwrap_or(0)
     }

@@ -1,13 +1,25 @@
 //! The backbone's operators between its matrix products, behind the trait that every way of doing them implements.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{
     ModelError,
     cuda::Stream,
-    layers::{LayerNorm, Linear, RmsNorm},
+    layers::{LayerNorm, Linear, RmsNorm, backbone_attention, merge_heads},
     sequence::rotate,
+    vision::{normalize_pixels, patchify},
 };
+
+/// Which keys a query of the backbone sees.
+#[derive(Debug, Clone, Copy)]
+pub enum Sight<'a> {
+    /// All.
+    All,
+    /// Those at its own place and before it.
+    Causal,
+    /// Those where this boolean mask (B, 1, S, S) is true.
+    Masked(&'a Tensor),
+}
 
 /// What stands between the products of vision tower and language model, each as one operator.
 ///
@@ -25,6 +37,17 @@ pub trait BackboneOperators: Send {
         Ok(())
     }
 
+    /// Whether products of sizes that are met for the first time may be measured until the fastest way is known, which takes
+    /// seconds and must not be captured. At first they may not.
+    fn allow_tuning(&self, _allowed: bool) {}
+
+    /// Tells which linear layer comes after the operator that is called next: that operator may have its weights brought near.
+    fn product_ahead(&self, _next: &Linear) {}
+
+    /// Vectors of patches of `side` pixels a side, (N, P, columns), zeros behind the patch's own values, of frames (N, H, W,
+    /// 3) of bytes: each (byte − 127.5) / 127.5 in `kind`.
+    fn patches(&self, frames: &Tensor, side: i64, columns: i64, kind: Kind) -> Result<Tensor, ModelError>;
+
     /// LayerNorm of `x` over the last axis.
     fn layer_norm(
         &self,
@@ -37,18 +60,30 @@ pub trait BackboneOperators: Send {
     fn rms_norm(&self, x: &mut Tensor, addend: Option<&Tensor>, norm: &RmsNorm)
     -> Result<Tensor, ModelError>;
 
-    /// RMSNorm of each head and rotation: `x` (B, S, heads · width), whose rows may lie apart, and tables (S, width) →
-    /// (B, heads, S, width).
+    /// RMSNorm of each head of queries and keys, and its rotation: `x` (B, S, columns) holds the queries' heads, then the
+    /// keys', and rows may lie apart; with tables (S, width) → queries and keys, each (B, heads, S, width).
     fn norm_rotary(
         &self,
         x: &Tensor,
-        heads: i64,
-        norm: &RmsNorm,
+        heads: [i64; 2],
+        norms: [&RmsNorm; 2],
         tables: (&Tensor, &Tensor),
-    ) -> Result<Tensor, ModelError>;
+    ) -> Result<[Tensor; 2], ModelError>;
+
+    /// Attention of query, key and value, each (B, heads, S, width), fewer heads of key and value than of the query where
+    /// several of its heads share one → (B, S - first, heads · width), for the queries from `first` on.
+    ///
+    /// They see all keys, or those that `sight` lets them see.
+    fn attention(&self, operands: [&Tensor; 3], sight: Sight, first: i64) -> Result<Tensor, ModelError>;
 
     /// silu(gate) · up of rows that hold both, gate first: (…, 2·width) → (…, width).
     fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError>;
+
+    /// A linear layer: (…, in) → (…, out).
+    fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError>;
+
+    /// [`linear`](Self::linear) of (B, R, in), written to `out` (B, R, out), which may be rows out of the middle of a tensor.
+    fn linear_into(&self, x: &Tensor, linear: &Linear, out: &mut Tensor) -> Result<(), ModelError>;
 
     /// A linear layer and the tanh form of GELU.
     fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError>;
@@ -69,6 +104,14 @@ fn take_up(x: &mut Tensor, addend: Option<&Tensor>) -> Result<(), ModelError> {
 impl BackboneOperators for PlainOperators {
     fn identity(&self) -> String {
         "libtorch".to_owned()
+    }
+
+    fn patches(&self, frames: &Tensor, side: i64, columns: i64, kind: Kind) -> Result<Tensor, ModelError> {
+        let patches = patchify(&normalize_pixels(frames, kind)?, side)?;
+        match columns - patches.size().last().copied().unwrap_or(0) {
+            0 => Ok(patches),
+            more => Ok(patches.f_constant_pad_nd([0, more])?),
+        }
     }
 
     fn layer_norm(
@@ -94,13 +137,37 @@ impl BackboneOperators for PlainOperators {
     fn norm_rotary(
         &self,
         x: &Tensor,
-        heads: i64,
-        norm: &RmsNorm,
+        heads: [i64; 2],
+        norms: [&RmsNorm; 2],
         (cos, sin): (&Tensor, &Tensor),
+    ) -> Result<[Tensor; 2], ModelError> {
+        let (batch, tokens, _) = x.size3()?;
+        let width = cos.size().last().copied().unwrap_or(0);
+        let part = |first: i64, heads: i64, norm: &RmsNorm| {
+            let columns = x.f_narrow(-1, first * width, heads * width)?;
+            let split = columns.f_reshape([batch, tokens, heads, width])?;
+            rotate(&norm.forward(&split)?.f_transpose(1, 2)?, cos, sin)
+        };
+        Ok([part(0, heads[0], norms[0])?, part(heads[0], heads[1], norms[1])?])
+    }
+
+    fn attention(
+        &self,
+        [query, key, value]: [&Tensor; 3],
+        sight: Sight,
+        first: i64,
     ) -> Result<Tensor, ModelError> {
-        let size = x.size();
-        let split = x.f_reshape([size[0], size[1], heads, size[2] / heads.max(1)])?;
-        rotate(&norm.forward(&split)?.f_transpose(1, 2)?, cos, sin)
+        let (mask, causal) = match sight {
+            Sight::All => (None, false),
+            Sight::Causal => (None, true),
+            Sight::Masked(mask) => (Some(mask), false),
+        };
+        // Of all queries: square and causal is the one form that libtorch's fast kernels take.
+        let merged = merge_heads(&backbone_attention(query, key, value, mask, causal)?)?;
+        if first == 0 {
+            return Ok(merged);
+        }
+        Ok(merged.f_narrow(1, first, query.size4()?.2 - first)?)
     }
 
     fn swiglu(&self, joined: &Tensor) -> Result<Tensor, ModelError> {
@@ -113,6 +180,14 @@ impl BackboneOperators for PlainOperators {
                 found: format!("{:?}", joined.size()),
             }),
         }
+    }
+
+    fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
+        Ok(linear.forward(x)?)
+    }
+
+    fn linear_into(&self, x: &Tensor, linear: &Linear, out: &mut Tensor) -> Result<(), ModelError> {
+        Ok(linear.forward_into(x, out)?)
     }
 
     fn linear_gelu(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {

@@ -5,13 +5,16 @@ use tch::{Device, Kind, Tensor};
 use super::{
     ModelError,
     layers::{JoinedLinear, LayerNorm, Linear, Loader, backbone_attention, merge_heads, split_heads},
-    operators::BackboneOperators,
+    operators::{BackboneOperators, Sight},
     probe::Probe,
 };
 use crate::checkpoint::EagleConfig;
 
 /// Side of the square of neighbouring patches that becomes one image token.
 pub const UNSHUFFLE: i64 = 2;
+/// Values of a patch come in multiples of this where the patches' own number does not matter: 16 bytes, which is what the
+/// fast products of a GPU read at once.
+const PATCH_WIDTH: u64 = 8;
 /// The connector's LayerNorm keeps PyTorch's default.
 const CONNECTOR_EPS: f64 = 1e-5;
 
@@ -114,8 +117,9 @@ impl VisionLayer {
         addend: Option<&Tensor>,
         operators: &dyn BackboneOperators,
     ) -> Result<Tensor, ModelError> {
+        operators.product_ahead(self.joined.all());
         let normed = operators.layer_norm(x, addend, &self.norm1)?;
-        let parts = self.joined.forward(&normed)?.f_chunk(3, -1)?;
+        let parts = operators.linear(&normed, self.joined.all())?.f_chunk(3, -1)?;
         let [q, k, v] = parts.as_slice() else {
             return Err(ModelError::Input {
                 what: "query, key and value",
@@ -124,10 +128,12 @@ impl VisionLayer {
             });
         };
         let split = |x: &Tensor| split_heads(x, self.heads);
-        let attended = backbone_attention(&split(q)?, &split(k)?, &split(v)?, None, false)?;
-        let attended = self.out.forward(&merge_heads(&attended)?)?;
+        operators.product_ahead(&self.out);
+        let attended = operators.attention([&split(q)?, &split(k)?, &split(v)?], Sight::All, 0)?;
+        let attended = operators.linear(&attended, &self.out)?;
+        operators.product_ahead(&self.fc1);
         let normed = operators.layer_norm(x, Some(&attended), &self.norm2)?;
-        Ok(self.fc2.forward(&operators.linear_gelu(&normed, &self.fc1)?)?)
+        operators.linear(&operators.linear_gelu(&normed, &self.fc1)?, &self.fc2)
     }
 
     /// (N, P, D) → (N, P, D); `name` is where the probe files the halves.
@@ -171,9 +177,19 @@ impl Connector {
     }
 }
 
+impl Connector {
+    /// [`forward`](Self::forward) with the given operators.
+    fn forward_joined(&self, x: &Tensor, operators: &dyn BackboneOperators) -> Result<Tensor, ModelError> {
+        let normed = operators.layer_norm(&mut x.f_contiguous()?, None, &self.norm)?;
+        operators.linear(&operators.linear(&normed, &self.first)?.f_gelu("none")?, &self.second)
+    }
+}
+
 /// The vision tower with its connector.
 pub struct VisionTower {
     patch_embedding: Linear,
+    /// The same for patches whose width is one that products are fast for.
+    padded_embedding: Linear,
     /// (side, side, D), f32 on the CPU: resized once per image size.
     position_grid: Tensor,
     layers: Vec<VisionLayer>,
@@ -204,8 +220,11 @@ impl VisionTower {
             .f_to_device(Device::Cpu)?
             .f_to_kind(Kind::Float)?
             .f_reshape([side, side, vision.hidden_size as i64])?;
+        let patch_embedding = Linear::load(&tower.at("embeddings.patch_embedding"))?;
+        let inputs = patch_embedding.weight().size2()?.1 as u64;
         Ok(Self {
-            patch_embedding: Linear::load(&tower.at("embeddings.patch_embedding"))?,
+            padded_embedding: patch_embedding.padded(inputs.next_multiple_of(PATCH_WIDTH) as i64)?,
+            patch_embedding,
             position_grid,
             layers,
             post_norm: LayerNorm::load(&tower.at("post_layernorm"), vision.layer_norm_eps)?,
@@ -288,13 +307,17 @@ impl VisionTower {
         operators: &dyn BackboneOperators,
     ) -> Result<Tensor, ModelError> {
         let (rows, columns) = self.grid(frames)?;
-        let mut x = self.embed(&normalize_pixels(&frames.f_to_device(self.device)?, self.kind)?)?;
-        let mut addend = None;
+        let width = self.padded_embedding.weight().size2()?.1;
+        let patches = operators.patches(&frames.f_to_device(self.device)?, self.patch, width, self.kind)?;
+        let mut x = operators.linear(&patches, &self.padded_embedding)?;
+        // What the first norm is to take up, in the shape of the stream; of one image that is no copy.
+        let positions = self.positions(rows, columns)?.f_unsqueeze(0)?;
+        let mut addend = Some(positions.f_expand_as(&x)?.f_contiguous()?);
         for layer in &self.layers {
             addend = Some(layer.forward_joined(&mut x, addend.as_ref(), operators)?);
         }
         let x = operators.layer_norm(&mut x, addend.as_ref(), &self.post_norm)?;
-        self.connector.forward(&pixel_unshuffle(&x, rows, columns)?, &mut Probe::off())
+        self.connector.forward_joined(&pixel_unshuffle(&x, rows, columns)?, operators)
     }
 
     /// Frames of bytes (N, H, W, 3), H and W multiples of two patches → image tokens (N, P/4, language width).

@@ -119,7 +119,7 @@ struct Fiber {
     u32 product_groups; // committed
 };
 
-enum Kind { NOTHING, SHUFFLE, MMA, MATRICES };
+enum Kind { NOTHING, SHUFFLE, MMA, MATRICES, TRANSPOSED };
 
 // What a lane brings to an operation of its warp.
 struct Operands {
@@ -496,13 +496,15 @@ FAST static void multiply(Operands *lanes)
             lanes[lane].result[i] = (float)sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
-static void transpose(Operands *lanes)
+static void spread(Operands *lanes, bool transposed)
 {
     for (int lane = 0; lane < 32; lane++)
         for (int matrix = 0; matrix < 4; matrix++) {
             bf16 pair[2];
-            for (int j = 0; j < 2; j++)
-                pair[j] = ((const bf16 *)lanes[matrix * 8 + lane % 4 * 2 + j].row)[lane / 4];
+            for (int j = 0; j < 2; j++) {
+                const int along = lane % 4 * 2 + j, across = lane / 4;
+                pair[j] = ((const bf16 *)lanes[matrix * 8 + (transposed ? along : across)].row)[transposed ? across : along];
+            }
             lanes[lane].matrices[matrix] = pair[0] | (u32)pair[1] << 16;
         }
 }
@@ -510,7 +512,7 @@ static void transpose(Operands *lanes)
 // The last lane to come does the work of all.
 static void with_warp(const Operands &mine)
 {
-    static const char *const NAMES[] = {"nothing", "a shuffle", "an mma", "an ldmatrix"};
+    static const char *const NAMES[] = {"nothing", "a shuffle", "an mma", "an ldmatrix", "an ldmatrix.trans"};
     Block &block = *current->block;
     const u32 lane = current->id % 32, start = current->id - lane;
     if (block.fibers.size() < start + 32)
@@ -529,7 +531,7 @@ static void with_warp(const Operands &mine)
     else if (mine.kind == MMA)
         multiply(warp.lanes);
     else
-        transpose(warp.lanes);
+        spread(warp.lanes, mine.kind == TRANSPOSED);
     for (u32 i = 0; i < 32; i++)
         block.fibers[start + i]->state = READY;
 }
@@ -705,10 +707,10 @@ DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
     emulation::with_warp(mine);
 }
 
-DEVICE void load_matrices_transposed(u32 (&d)[4], const void *row)
+DEVICE void emulated_matrices(emulation::Kind kind, u32 (&d)[4], const void *row)
 {
     emulation::Operands mine = {};
-    mine.kind = emulation::MATRICES;
+    mine.kind = kind;
     mine.row = emulation::address_in(emulation::current->block->dynamic, row, 16, "loading a matrix from");
     mine.matrices = d;
     emulation::with_warp(mine);
@@ -873,6 +875,8 @@ template <int TILES> DEVICE void multiply(float (&sums)[TILES][4], u64 a, u64 b)
     emulation::Fiber &fiber = *emulation::current;
     fiber.products.push_back({emulation::multiply_group<TILES>, &sums, a, b, fiber.product_groups});
 }
+DEVICE void load_matrices(u32 (&d)[4], const void *row) { emulated_matrices(emulation::MATRICES, d, row); }
+DEVICE void load_matrices_transposed(u32 (&d)[4], const void *row) { emulated_matrices(emulation::TRANSPOSED, d, row); }
 
 DEVICE float float_of_bits(u32 bits)
 {
@@ -887,6 +891,8 @@ DEVICE u32 bits_of_float(float value)
     memcpy(&bits, &value, 4);
     return bits;
 }
+
+DEVICE float exp2_fast(float power) { return power < -126.0f ? 0.0f : exp2f(power); }
 
 // The compiler is told to join nothing.
 DEVICE float multiply_rounded(float a, float b) { return a * b; }

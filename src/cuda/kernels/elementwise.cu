@@ -89,6 +89,7 @@ struct SwigluArguments {
     const bf16 *gate; // rows `stride` apart
     const bf16 *up;   // rows `stride` apart
     bf16 *out;        // (rows, columns)
+    Ahead ahead;      // what a product after it reads
     long long count, stride;
     int columns;
 };
@@ -97,6 +98,7 @@ struct SwigluArguments {
 KERNEL(swiglu, SwigluArguments)
 {
     release_successor();
+    prefetch_ahead(args.ahead);
     wait_for_predecessor();
     const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i >= args.count)
@@ -108,53 +110,118 @@ KERNEL(swiglu, SwigluArguments)
     *(uint2 *)(args.out + i) = pack4(make_float4(s.x * u.x, s.y * u.y, s.z * u.z, s.w * u.w));
 }
 
-struct RotaryArguments {
-    const bf16 *in;     // (samples, tokens, stride): heads side by side from column 0 on
-    const bf16 *weight; // (width) of the norm
-    const bf16 *cos;    // (tokens, width)
-    const bf16 *sin;
+// Heads of one kind.
+struct RotaryHeads {
+    const bf16 *weight; // (width) of their norm
     bf16 *out;          // (samples, heads, tokens, width)
+    int heads;
+};
+
+struct RotaryArguments {
+    const bf16 *in;  // (samples, tokens, stride): heads side by side from column 0 on, those of the queries first
+    const bf16 *cos; // (tokens, width)
+    const bf16 *sin;
+    RotaryHeads query, key;
     long long stride;
     int rows; // samples · tokens
-    int tokens, heads, width;
+    int tokens, width;
     float eps;
 };
 
-// Root-mean-square norm of a head, then the rotation by halves: a warp per head and token. Every operation rounds, as the
-// plain operators do. Width 64 to 256, a multiple of 64.
+// Root-mean-square norm of a head, then the rotation by halves: a warp per head and token, two neighbours of either half per
+// thread and turn. Every operation rounds, as the plain operators do. Width 4 to 256, a multiple of 4.
 KERNEL(norm_rotary, RotaryArguments)
 {
+    constexpr int TURNS = 2;
     release_successor();
-    wait_for_predecessor();
-    const int lane = threadIdx.x % 32, half = args.width / 2;
+    const int lane = threadIdx.x % 32, half = args.width / 2, all = args.query.heads + args.key.heads;
     const int unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    const int head = unit % args.heads, row = unit / args.heads, token = row % args.tokens, sample = row / args.tokens;
+    const int column_head = unit % all, row = unit / all, token = row % args.tokens, sample = row / args.tokens;
+    wait_for_predecessor();
     if (row >= args.rows)
         return;
-    const bf16 *in = args.in + (long long)row * args.stride + head * args.width;
-    float left[4], right[4], square = 0.0f;
+    const bool is_key = column_head >= args.query.heads;
+    const bf16 *weight = is_key ? args.key.weight : args.query.weight;
+    const int heads = is_key ? args.key.heads : args.query.heads;
+    const int head = is_key ? column_head - args.query.heads : column_head;
+    const bf16 *in = args.in + (long long)row * args.stride + column_head * args.width;
+    const bf16 *cos = args.cos + (long long)token * args.width, *sin = args.sin + (long long)token * args.width;
+    // All that is read is on its way before the first sum.
+    u32 left[TURNS] = {}, right[TURNS] = {}, weights[TURNS][2], angles[TURNS][4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int column = i * 32 + lane;
-        left[i] = column < half ? to_float(in[column]) : 0.0f;
-        right[i] = column < half ? to_float(in[half + column]) : 0.0f;
-        square += left[i] * left[i] + right[i] * right[i];
+    for (int turn = 0; turn < TURNS; turn++) {
+        const int column = turn * 64 + lane * 2;
+        if (column >= half)
+            continue;
+        left[turn] = *(const u32 *)(in + column);
+        right[turn] = *(const u32 *)(in + half + column);
+        weights[turn][0] = *(const u32 *)(weight + column);
+        weights[turn][1] = *(const u32 *)(weight + half + column);
+        angles[turn][0] = *(const u32 *)(cos + column);
+        angles[turn][1] = *(const u32 *)(sin + column);
+        angles[turn][2] = *(const u32 *)(cos + half + column);
+        angles[turn][3] = *(const u32 *)(sin + half + column);
+    }
+    float square = 0.0f;
+#pragma unroll
+    for (int turn = 0; turn < TURNS; turn++) {
+        square += low_float(left[turn]) * low_float(left[turn]) + low_float(right[turn]) * low_float(right[turn]);
+        square += high_float(left[turn]) * high_float(left[turn]) + high_float(right[turn]) * high_float(right[turn]);
     }
     for (int mask = 16; mask > 0; mask >>= 1)
         square += shuffle_xor(square, mask);
     const float scale = rsqrtf(square / args.width + args.eps);
-    bf16 *out = args.out + (((long long)sample * args.heads + head) * args.tokens + token) * args.width;
+    bf16 *out = is_key ? args.key.out : args.query.out;
+    out += (((long long)sample * heads + head) * args.tokens + token) * args.width;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int column = i * 32 + lane, table = token * args.width + column;
+    for (int turn = 0; turn < TURNS; turn++) {
+        const int column = turn * 64 + lane * 2;
         if (column >= half)
             continue;
-        const float a = rounded(rounded(left[i] * scale) * to_float(args.weight[column]));
-        const float b = rounded(rounded(right[i] * scale) * to_float(args.weight[half + column]));
-        out[column] = to_bf16(rounded(a * to_float(args.cos[table])) + rounded(-b * to_float(args.sin[table])));
-        out[half + column] =
-            to_bf16(rounded(b * to_float(args.cos[table + half])) + rounded(a * to_float(args.sin[table + half])));
+        float first[2], second[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            auto value = [i](u32 pair) { return i ? high_float(pair) : low_float(pair); };
+            const float a = rounded(rounded(value(left[turn]) * scale) * value(weights[turn][0]));
+            const float b = rounded(rounded(value(right[turn]) * scale) * value(weights[turn][1]));
+            first[i] = rounded(a * value(angles[turn][0])) + rounded(-b * value(angles[turn][1]));
+            second[i] = rounded(b * value(angles[turn][2])) + rounded(a * value(angles[turn][3]));
+        }
+        *(u32 *)(out + column) = pack_bf16(first[0], first[1]);
+        *(u32 *)(out + half + column) = pack_bf16(second[0], second[1]);
     }
+}
+
+struct PatchArguments {
+    const unsigned char *frames; // (images, rows · side, columns · side, 3)
+    bf16 *out;                   // (images, rows · columns, padded)
+    long long count;             // of values out
+    int rows, columns;           // of patches
+    int side;                    // of a patch, in pixels
+    int padded;                  // a multiple of 4; behind side · side · 3 values are zeros
+};
+
+// Bytes to (byte - 127.5) / 127.5, a patch's pixels in raster order, channel fastest.
+KERNEL(patches, PatchArguments)
+{
+    release_successor();
+    wait_for_predecessor();
+    const long long first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (first >= args.count)
+        return;
+    const int column = (int)(first % args.padded), row = args.side * 3;
+    const long long patch = first / args.padded, along = patch % args.columns;
+    // The frames stand above each other.
+    const unsigned char *corner = args.frames + (patch / args.columns * args.side * args.columns + along) * row;
+    float values[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int at = column + i;
+        values[i] = 0.0f;
+        if (at < args.side * row)
+            values[i] = ((float)corner[(long long)(at / row) * args.columns * row + at % row] - 127.5f) / 127.5f;
+    }
+    *(uint2 *)(args.out + first) = pack4(make_float4(values[0], values[1], values[2], values[3]));
 }
 
 struct FillArguments {

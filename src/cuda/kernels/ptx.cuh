@@ -101,7 +101,16 @@ DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Four 8x8 matrices, transposed: lanes 8i to 8i+7 give the addresses of the rows of matrix i.
+// Four 8x8 matrices: lanes 8i to 8i+7 give the addresses of the rows of matrix i.
+DEVICE void load_matrices(u32 (&d)[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// The same, each matrix transposed.
 DEVICE void load_matrices_transposed(u32 (&d)[4], const void *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -121,6 +130,14 @@ DEVICE u32 pack_bf16(float low, float high)
 DEVICE float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
 DEVICE u32 bits_of_float(float value) { return __float_as_uint(value); }
+
+// 2 to this power, the last two bits left to chance; of a power below -126 nothing is left.
+DEVICE float exp2_fast(float power)
+{
+    float value;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(power));
+    return value;
+}
 
 // Rounded by themselves: compilers may not join the two.
 DEVICE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }

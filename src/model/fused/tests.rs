@@ -8,10 +8,12 @@
 
 mod attention;
 mod backbone;
+mod backbone_products;
 mod elementwise;
 mod machine;
 mod norms;
 mod products;
+mod sequence_attention;
 mod steps;
 
 use std::path::Path;

@@ -1,5 +1,8 @@
 //! The graphs of the shapes last seen.
 
+#[cfg(test)]
+mod tuning;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -73,6 +76,8 @@ pub struct TickRunner {
     streams: Option<Streams>,
     split: Split,
     reuse_prefix: bool,
+    /// Whether a tick was run: that is the one in which products are tuned. A robot may move in those after it.
+    ran: bool,
 }
 
 impl TickRunner {
@@ -90,6 +95,7 @@ impl TickRunner {
             streams: None,
             split: Split::default(),
             reuse_prefix: false,
+            ran: false,
         }
     }
 
@@ -107,6 +113,7 @@ impl TickRunner {
     pub fn forget(&mut self) {
         self.under_way.clear();
         self.known.clear();
+        self.ran = false;
     }
 
     /// Makes the backbone's stream the current one; all of the network but a head that has its own must run on that.
@@ -131,7 +138,8 @@ impl TickRunner {
         (self.known.len(), nodes)
     }
 
-    /// Runs a tick; the runner's stream must be the current one. The first tick of a shape runs operation by operation; the
+    /// Runs a tick; the runner's stream must be the current one. In the very first tick the operators may tune their products
+    /// ([`BackboneOperators::allow_tuning`](super::super::operators::BackboneOperators::allow_tuning)). The first tick of a shape runs operation by operation; the
     /// second does too, and takes longer, since it is captured then, and the graphs are replayed and held against it.
     ///
     /// # Errors
@@ -198,15 +206,22 @@ impl TickRunner {
                 if streams.is_some() { Known::Fresh(tick) } else { Known::Plain(tick) }
             }
         };
+        let operators = parts.operators;
+        let allow_tuning = |allowed| operators.iter().for_each(|operators| operators.allow_tuning(allowed));
         let begun = match &mut known {
             Known::Captured(Turns { ticks, next }) => {
                 let index = *next;
                 *next = (index + 1) % ticks.len();
                 ticks[index].begin(inputs, prompt, parts).map(|()| UnderWay::Queued(index))
             }
-            Known::Fresh(tick) | Known::Plain(tick) => run_plainly(tick, inputs, prompt, parts, self.streams)
-                .map(|answer| UnderWay::Done(Ok(answer))),
+            Known::Fresh(tick) | Known::Plain(tick) => {
+                allow_tuning(!self.ran);
+                let answer = run_plainly(tick, inputs, prompt, parts, self.streams);
+                allow_tuning(false);
+                answer.map(|answer| UnderWay::Done(Ok(answer)))
+            }
         };
+        self.ran |= begun.is_ok();
         self.known.push_front(known);
         self.under_way.push_back(begun?);
         Ok(())

@@ -8,8 +8,10 @@ use crate::{
     cuda::Activation,
     model::{
         layers::LayerNorm,
-        operators::{BackboneOperators as _, PlainOperators},
+        operators::{BackboneOperators, PlainOperators},
+        probe::Probe,
         small,
+        tick::{Parts, TickInputs, runner::TickRunner},
         trial::{Trial, agree},
     },
 };
@@ -73,24 +75,48 @@ fn the_backbone_s_operators_agree_with_the_plain_ones() {
             [(1, 51, 3, 128), (2, 37, 2, 128), (1, 1, 1, 64), (1, 5, 2, 256)].into_iter().enumerate()
         {
             let operators = machine.operators(turn);
-            let x = bf16(&[samples, tokens, heads * width + 256], 6);
-            let (weight, cos, sin) =
-                (bf16(&[width], 7), bf16(&[tokens, width], 8), bf16(&[tokens, width], 9));
-            let norm = RmsNorm::new(weight, 1e-6);
-            let found =
-                operators.norm_rotary(&x.narrow(2, 0, heads * width), heads, &norm, (&cos, &sin)).unwrap();
-            let split = x.narrow(2, 0, heads * width).reshape([samples, tokens, heads, width]);
-            let normed = norm.forward(&split).unwrap().transpose(1, 2);
-            let half = width / 2;
-            let turned = Tensor::cat(&[-normed.narrow(-1, half, half), normed.narrow(-1, 0, half)], -1);
-            let expected = &normed * &cos + &turned * &sin;
-            // Products of values up to 4 cancel: a tipped rounding of each shows against 1 in the distance.
-            let worst = distance(&found, &expected);
-            assert!(worst < 16.0 * HALF_ULP, "rotation {samples} x {tokens} x {heads} x {width}: {worst}");
-            assert!(
-                differing(&found, &expected) <= 0.02,
-                "roundings of {samples} x {tokens} x {heads} x {width}"
-            );
+            // Fewer heads of keys than of queries, and what is not rotated behind them.
+            let key_heads = i64::max(heads / 2, 1);
+            let x = bf16(&[samples, tokens, (heads + key_heads) * width + 256], 6);
+            let (cos, sin) = (bf16(&[tokens, width], 8), bf16(&[tokens, width], 9));
+            let norms = [7, 10].map(|seed| RmsNorm::new(bf16(&[width], seed), 1e-6));
+            let all = [heads, key_heads];
+            let found = operators.norm_rotary(&x, all, [&norms[0], &norms[1]], (&cos, &sin)).unwrap();
+            for (part, (first, heads)) in [(0, heads), (heads, key_heads)].into_iter().enumerate() {
+                let split = x.narrow(2, first * width, heads * width);
+                let split = split.reshape([samples, tokens, heads, width]);
+                let normed = norms[part].forward(&split).unwrap().transpose(1, 2);
+                let half = width / 2;
+                let turned = Tensor::cat(&[-normed.narrow(-1, half, half), normed.narrow(-1, 0, half)], -1);
+                let expected = &normed * &cos + &turned * &sin;
+                // Products of values up to 4 cancel: a tipped rounding of each shows against 1 in the distance.
+                let worst = distance(&found[part], &expected);
+                let what = format!("{samples} x {tokens} x {heads} x {width}, part {part}");
+                assert!(worst < 16.0 * HALF_ULP, "rotation {what}: {worst}");
+                assert!(differing(&found[part], &expected) <= 0.02, "roundings of {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn patches_are_those_of_the_plain_operators_bit_by_bit_with_zeros_behind_them() {
+    for machine in Machine::all("patches_are_those_of_the_plain_operators") {
+        for (turn, (images, rows, columns, side, width)) in
+            [(1, 2, 3, 14, 592), (3, 4, 2, 14, 588), (2, 2, 2, 4, 48), (1, 1, 5, 2, 16)]
+                .into_iter()
+                .enumerate()
+        {
+            let operators = machine.operators(turn);
+            tch::manual_seed(turn as i64);
+            let size = [images, rows * side, columns * side, 3];
+            let frames = Tensor::randint(256, size, (Kind::Uint8, tch::Device::Cpu));
+            let expected = PlainOperators.patches(&frames, side, width, Kind::BFloat16).unwrap();
+            assert_eq!(expected.size(), [images, rows * columns, width]);
+            let found = operators.patches(&machine.take(&frames), side, width, Kind::BFloat16).unwrap();
+            assert_eq!(differing(&found.to_device(tch::Device::Cpu), &expected), 0.0);
+            let wide = operators.patches(&machine.take(&frames), side, width, Kind::Float).unwrap();
+            assert_eq!(wide.kind(), Kind::Float);
         }
     }
 }
@@ -113,4 +139,32 @@ fn the_whole_backbone_on_fused_operators_gives_the_plain_features() {
     let error = |found: &Tensor| mean_square(found, &exact);
     assert!(error(&fused) < 1.2 * error(&joined), "{} against {}", error(&fused), error(&joined));
     assert!(cosine > 0.9999, "{cosine}");
+}
+
+#[test]
+fn whole_ticks_on_fused_operators_are_as_near_to_f32_as_on_plain_ones_with_and_without_a_kept_prefix() {
+    let Some(machine) = Machine::all("whole_ticks").into_iter().find(Machine::is_emulated) else {
+        panic!("the emulated GPU is always there")
+    };
+    // One prompt; a batch of prompts of different lengths, padded.
+    for (turn, texts) in [&[9][..], &[5, 8]].into_iter().enumerate() {
+        let (model, noise) = small::inputs(1, 2, texts);
+        let mut exact = small::network(Kind::Float);
+        let exact = exact.run(&model, noise.view(), None, &mut Probe::off()).unwrap().0;
+        let mut network = small::network(Kind::BFloat16);
+        let mut error = |operators: &dyn BackboneOperators, reuse: bool| {
+            let mut runner = TickRunner::plain();
+            runner.set_prefix_reuse(reuse);
+            let inputs = TickInputs { model: &model, noise: noise.view(), guidance: None, images: None };
+            let parts = &mut Parts { operators: Some(operators), ..network.parts() };
+            let first = runner.run(&inputs, parts).unwrap().0;
+            assert_eq!(runner.run(&inputs, parts).unwrap().0, first);
+            (&first - &exact).mapv(|x| x * x).mean().unwrap().sqrt()
+        };
+        let plain = error(&PlainOperators, false);
+        for reuse in [false, true] {
+            let found = error(&machine.operators(turn), reuse);
+            assert!(found < 1.5 * plain, "{texts:?}, prefix kept: {reuse}: {found} against {plain}");
+        }
+    }
 }
