@@ -22,7 +22,7 @@ const CHAIN: usize = 24;
 /// Launches of a recording that count; two more warm up.
 const ROUNDS: usize = 5;
 /// Ways that are kept for a shape, and of those that are much alike.
-const WAYS: usize = 16;
+const WAYS: usize = 10;
 const ALIKE: usize = 3;
 /// Spread of the values: products stay small.
 const SPREAD: f32 = 0.05;

@@ -75,9 +75,13 @@ impl Products {
         [ff_out, ff_in, queries, out, token, embed, decode, velocity].into_iter().chain(joint)
     }
 
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Arc<Gemm>> {
-        let Self { embed, token, queries, joint, out, ff_in, ff_out, decode, velocity } = self;
-        [ff_out, ff_in, queries, out, token, embed, decode, velocity].into_iter().chain(joint)
+    /// Those that every block needs: the rest of a step is little.
+    fn of_blocks(&self) -> impl Iterator<Item = &Arc<Gemm>> {
+        [&self.ff_out, &self.ff_in, &self.out, &self.queries].into_iter().chain(&self.joint)
+    }
+
+    fn of_blocks_mut(&mut self) -> impl Iterator<Item = &mut Arc<Gemm>> {
+        [&mut self.ff_out, &mut self.ff_in, &mut self.out, &mut self.queries].into_iter().chain(&mut self.joint)
     }
 }
 
@@ -294,14 +298,14 @@ impl Tick {
         })
     }
 
-    /// The products, by place: those that take longest first.
+    /// The blocks' products, by place: those that take longest first.
     pub fn products(&self) -> impl Iterator<Item = &Arc<Gemm>> {
-        self.products.all()
+        self.products.of_blocks()
     }
 
     /// Has the product at this place computed in another of its ways.
     pub fn choose(&mut self, place: usize, way: &Arc<Gemm>) {
-        if let Some(product) = self.products.all_mut().nth(place) {
+        if let Some(product) = self.products.of_blocks_mut().nth(place) {
             *product = Arc::clone(way);
         }
         self.recordings.clear();
