@@ -149,8 +149,6 @@ pub struct BackboneNormArguments {
     /// bf16, or zero.
     pub bias: u64,
     pub out: u64,
-    /// What a product after it reads.
-    pub ahead: Ahead,
     pub width: i32,
     /// 1: RMSNorm; 0: LayerNorm.
     pub root_mean_square: i32,
@@ -225,8 +223,6 @@ pub struct SwigluArguments {
     pub up: u64,
     /// bf16 (rows, columns).
     pub out: u64,
-    /// What a product after it reads.
-    pub ahead: Ahead,
     pub count: i64,
     pub stride: i64,
     pub columns: i32,

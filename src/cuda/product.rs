@@ -41,13 +41,6 @@ pub struct ProductShape {
     pub gelu: bool,
 }
 
-impl ProductShape {
-    /// From one weight to the next where they lie side by side.
-    fn weight_bytes(&self) -> usize {
-        (self.n * self.k * 2).next_multiple_of(ALIGNMENT as usize)
-    }
-}
-
 impl std::fmt::Display for ProductShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} x {} x {}", self.rows, self.n, self.k)?;
@@ -216,7 +209,7 @@ struct Bench {
 impl Bench {
     fn new(gpu: &Gpu, kernels: &Kernels, shape: ProductShape) -> Result<Self, CudaError> {
         let ProductShape { rows, n, k, .. } = shape;
-        let bytes = shape.weight_bytes();
+        let bytes = n * k * 2;
         let weights = (POOL / bytes.max(1)).clamp(2, CHAIN);
         let bench = Self {
             shape,
@@ -238,10 +231,10 @@ impl Bench {
 
     /// Microseconds of a product, one after the other with weights that are not in the cache.
     fn time(&self, products: &Products, way: &LibraryGemm) -> Result<f64, CudaError> {
-        let bias = self.shape.bias;
+        let ProductShape { n, k, bias, .. } = self.shape;
         let call = |turn: usize| ProductCall {
             activations: self.activations.address(),
-            weight: self.pool.address() + (turn % self.weights * self.shape.weight_bytes()) as u64,
+            weight: self.pool.address() + (turn % self.weights * n * k * 2) as u64,
             bias: if bias { self.bias.address() } else { 0 },
             out: self.out.address(),
         };

@@ -2,7 +2,6 @@
 
 use super::error::CudaError;
 use super::gpu::Gpu;
-use super::kernels::Ahead;
 use super::module::Kernel;
 use super::queue::Queue;
 use super::source::{self, Source};
@@ -43,8 +42,6 @@ pub struct SequenceAttentionArguments {
     pub mask: u64,
     /// bf16 (samples · queries, heads · width), written.
     pub out: u64,
-    /// What a product after it reads.
-    pub ahead: Ahead,
     pub query_stride: Strides,
     pub key_stride: Strides,
     pub value_stride: Strides,

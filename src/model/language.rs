@@ -163,7 +163,6 @@ impl LanguageLayer {
         operators: &dyn BackboneOperators,
         kept: Option<Projection>,
     ) -> Result<Tensor, ModelError> {
-        operators.product_ahead(self.joined.all());
         let normed = operators.rms_norm(x, addend, &self.input_norm)?;
         let rows = normed.size().get(1).copied().unwrap_or(0);
         let known = kept.map_or(0, |kept| kept.known);
@@ -185,16 +184,13 @@ impl LanguageLayer {
         let [q, k] = operators.norm_rotary(&all, [self.heads, self.kv_heads], norms, tables)?;
         let v = split_heads(&all.f_narrow(-1, queries + keys, keys)?, self.kv_heads)?;
         let sight = context.mask.as_ref().map_or(Sight::Causal, Sight::Masked);
-        operators.product_ahead(&self.out);
         let mut merged = operators.attention([&q, &k, &v], sight, known)?;
         if let Some(keep) = &context.keep {
             merged = merged.f_mul(&keep.f_narrow(1, known, rows)?)?;
         }
         let attended = operators.linear(&merged, &self.out)?;
-        operators.product_ahead(self.gate_up.all());
         let normed = operators.rms_norm(x, Some(&attended), &self.post_norm)?;
         let gate_up = operators.linear(&normed, self.gate_up.all())?;
-        operators.product_ahead(&self.down);
         operators.linear(&operators.swiglu(&gate_up)?, &self.down)
     }
 

@@ -41,9 +41,6 @@ pub trait BackboneOperators: Send {
     /// seconds and must not be captured. At first they may not.
     fn allow_tuning(&self, _allowed: bool) {}
 
-    /// Tells which linear layer comes after the operator that is called next: that operator may have its weights brought near.
-    fn product_ahead(&self, _next: &Linear) {}
-
     /// Vectors of patches of `side` pixels a side, (N, P, columns), zeros behind the patch's own values, of frames (N, H, W,
     /// 3) of bytes: each (byte − 127.5) / 127.5 in `kind`.
     fn patches(&self, frames: &Tensor, side: i64, columns: i64, kind: Kind) -> Result<Tensor, ModelError>;

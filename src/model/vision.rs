@@ -117,7 +117,6 @@ impl VisionLayer {
         addend: Option<&Tensor>,
         operators: &dyn BackboneOperators,
     ) -> Result<Tensor, ModelError> {
-        operators.product_ahead(self.joined.all());
         let normed = operators.layer_norm(x, addend, &self.norm1)?;
         let parts = operators.linear(&normed, self.joined.all())?.f_chunk(3, -1)?;
         let [q, k, v] = parts.as_slice() else {
@@ -128,10 +127,8 @@ impl VisionLayer {
             });
         };
         let split = |x: &Tensor| split_heads(x, self.heads);
-        operators.product_ahead(&self.out);
         let attended = operators.attention([&split(q)?, &split(k)?, &split(v)?], Sight::All, 0)?;
         let attended = operators.linear(&attended, &self.out)?;
-        operators.product_ahead(&self.fc1);
         let normed = operators.layer_norm(x, Some(&attended), &self.norm2)?;
         operators.linear(&operators.linear_gelu(&normed, &self.fc1)?, &self.fc2)
     }

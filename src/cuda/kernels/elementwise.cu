@@ -89,7 +89,6 @@ struct SwigluArguments {
     const bf16 *gate; // rows `stride` apart
     const bf16 *up;   // rows `stride` apart
     bf16 *out;        // (rows, columns)
-    Ahead ahead;      // what a product after it reads
     long long count, stride;
     int columns;
 };
@@ -98,7 +97,6 @@ struct SwigluArguments {
 KERNEL(swiglu, SwigluArguments)
 {
     release_successor();
-    prefetch_ahead(args.ahead);
     wait_for_predecessor();
     const long long i = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i >= args.count)

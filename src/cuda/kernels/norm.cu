@@ -175,7 +175,6 @@ struct BackboneNormArguments {
     const bf16 *weight; // (width)
     const bf16 *bias;   // (width); null for the root-mean-square norm
     bf16 *out;          // (rows, width)
-    Ahead ahead;        // what a product after it reads
     int width, root_mean_square;
     float eps;
 };
@@ -187,7 +186,6 @@ KERNEL(backbone_norm, BackboneNormArguments)
     SHARED(float, scratch, 32);
     const long long from = (long long)blockIdx.x * args.width;
     release_successor();
-    prefetch_ahead(args.ahead);
     wait_for_predecessor();
     float4 row[VECTORS];
     float sum = 0.0f;

@@ -13,7 +13,6 @@ struct SequenceAttentionArguments {
     const bf16 *query, *key, *value;
     const unsigned char *mask; // (samples, queries, keys), not zero: attend; null: all
     bf16 *out;                 // (samples · queries, heads · WIDTH)
-    Ahead ahead;               // what a product after it reads
     Strides query_stride, key_stride, value_stride;
     long long mask_sample, mask_row;
     int queries, keys;
@@ -93,7 +92,6 @@ template <int WIDTH, int QUERY_WARPS> DEVICE void sequence_attention(const Seque
     };
     for (int tile = 0; tile < slots && tile < tiles; tile++)
         load(tile);
-    prefetch_ahead(args.ahead);
 
     u32 q[STEPS][4];
     {

@@ -19,14 +19,10 @@ use super::super::{
     operators::{BackboneOperators, PlainOperators, Sight},
 };
 use crate::cuda::{
-    Activation, Ahead, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, PatchArguments, Queue,
+    Activation, BackboneNormArguments, BiasActivationArguments, Gpu, Kernels, PatchArguments, Queue,
     RotaryArguments, RotaryHeads, SequenceAttention, SwigluArguments,
 };
 use products::OwnProducts;
-
-/// Bytes of a product's weights that the kernel before it asks into the L2 cache at most: memory has little else to do then.
-/// The denoising steps, which measure it, take two to four megabytes on an H100.
-const AHEAD: usize = 4 << 20;
 
 /// Compiled for one GPU, queued on libtorch's stream.
 pub struct Operators {
@@ -38,8 +34,6 @@ pub struct Operators {
     /// By width of a head.
     attentions: RefCell<HashMap<usize, Arc<SequenceAttention>>>,
     products: OwnProducts,
-    /// What the next kernel asks into the L2 cache.
-    ahead: Cell<Ahead>,
     /// Address of the queries that were rotated last, or 0 once something else was queued.
     rotated: Cell<u64>,
     device: Device,
@@ -54,7 +48,7 @@ impl Operators {
         let gpu = Gpu::open(super::ordinal(device)?)?;
         // SAFETY: null is the default stream, which always is.
         let stream = unsafe { gpu.external_stream(std::ptr::null_mut()) };
-        let queues = queues(stream, false);
+        let queues = queues(&gpu, stream);
         let products = OwnProducts::new(&gpu);
         Ok(Self { products, ..Self::with(Kernels::new(&gpu)?, queues, gpu, device) })
     }
@@ -75,17 +69,7 @@ impl Operators {
 
     fn with(kernels: Kernels, [queue, overlapping]: [Queue; 2], gpu: Gpu, device: Device) -> Self {
         let (attentions, products) = (RefCell::default(), OwnProducts::default());
-        Self {
-            gpu,
-            kernels,
-            queue,
-            overlapping,
-            attentions,
-            products,
-            rotated: Cell::new(0),
-            ahead: Cell::default(),
-            device,
-        }
+        Self { gpu, kernels, queue, overlapping, attentions, products, rotated: Cell::new(0), device }
     }
 
     /// Queues on `stream`, libtorch's current one; null is the default stream, where it starts.
@@ -94,8 +78,8 @@ impl Operators {
     /// A stream of this GPU's primary context that outlives its use here.
     pub unsafe fn use_stream(&mut self, stream: *mut c_void) {
         // SAFETY: by this function's contract.
-        let external = unsafe { self.gpu.external_stream(stream) };
-        [self.queue, self.overlapping] = queues(external, self.gpu.overlaps() && !stream.is_null());
+        let stream = unsafe { self.gpu.external_stream(stream) };
+        [self.queue, self.overlapping] = queues(&self.gpu, stream);
     }
 
     fn check(&self, what: &'static str, tensor: &Tensor, width: Option<i64>) -> Result<(), ModelError> {
@@ -141,7 +125,6 @@ impl Operators {
             weight: weight.data_ptr() as u64,
             bias: bias.map_or(0, |bias| bias.data_ptr() as u64),
             out: out.data_ptr() as u64,
-            ahead: self.ahead.take(),
             width: width as i32,
             root_mean_square: i32::from(bias.is_none()),
             eps: eps as f32,
@@ -227,14 +210,6 @@ impl BackboneOperators for Operators {
         // SAFETY: as in `norm`.
         unsafe { self.kernels.patches(&self.queue, &arguments)? };
         Ok(out)
-    }
-
-    fn product_ahead(&self, next: &Linear) {
-        let weight = next.weight();
-        let fits = weight.device() == self.device && weight.is_contiguous();
-        let (from, bytes) = (weight.data_ptr() as u64, (weight.numel() * 2).min(AHEAD) as u64 / 16 * 16);
-        let ahead = if fits && from.is_multiple_of(16) { Ahead { from, bytes } } else { Ahead::default() };
-        self.ahead.set(ahead);
     }
 
     fn layer_norm(
@@ -352,7 +327,6 @@ impl BackboneOperators for Operators {
             gate,
             up: gate + 2 * width as u64,
             out: out.data_ptr() as u64,
-            ahead: self.ahead.take(),
             count: out.numel() as i64,
             stride: columns,
             columns: width as i32,
@@ -385,10 +359,9 @@ impl BackboneOperators for Operators {
     }
 }
 
-/// One whose kernels start when all before them is done, and one whose kernels may start earlier if `overlap`. The default
-/// stream, on which only the trial runs, is left alone.
-fn queues(stream: Arc<CudaStream>, overlap: bool) -> [Queue; 2] {
-    [Queue::new(Arc::clone(&stream), false), Queue::new(stream, overlap)]
+/// One whose kernels wait for what is before them, and one whose do not where the GPU can do without.
+fn queues(gpu: &Gpu, stream: Arc<CudaStream>) -> [Queue; 2] {
+    [Queue::new(Arc::clone(&stream), false), Queue::new(stream, gpu.overlaps())]
 }
 
 fn same_size(what: &'static str, a: &Tensor, b: &Tensor) -> Result<(), ModelError> {

@@ -40,7 +40,6 @@ impl Operators {
         first: i64,
     ) -> Result<Option<Tensor>, ModelError> {
         let follows_rotation = self.rotated.take() == query.data_ptr() as u64;
-        let ahead = self.ahead.take();
         let (&[batch, heads, rows, width], &[_, key_heads, keys, _]) = (&query.size()[..], &key.size()[..])
         else {
             return Ok(None);
@@ -88,7 +87,6 @@ impl Operators {
             value: value.data_ptr() as u64,
             mask: if mask == 0 { 0 } else { mask + (first * mask_stride.row) as u64 },
             out: out.data_ptr() as u64,
-            ahead,
             query_stride,
             key_stride: strides(key),
             value_stride: strides(value),

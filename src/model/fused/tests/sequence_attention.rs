@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::machine::{Machine, address};
 use super::{HALF_ULP, RmsNorm, distance, layout, normal, split_heads};
 use crate::cuda::{
-    Ahead, Kernels, RotaryArguments, RotaryHeads, SequenceAttention, SequenceAttentionArguments, Strides,
+    Kernels, RotaryArguments, RotaryHeads, SequenceAttention, SequenceAttentionArguments, Strides,
 };
 use crate::model::operators::{BackboneOperators as _, PlainOperators, Sight};
 
@@ -160,8 +160,6 @@ fn attention_that_starts_while_its_operands_are_still_rotated_waits_for_them() {
                 value: address(&v),
                 mask: 0,
                 out: address(&out),
-                // Any memory will do.
-                ahead: Ahead { from: address(&joined), bytes: 16 * turn as u64 },
                 query_stride: by_head,
                 key_stride: by_head,
                 value_stride: Strides { sample: 0, row: 8 * width, head: width },
