@@ -81,7 +81,9 @@ impl Products {
     }
 
     fn of_blocks_mut(&mut self) -> impl Iterator<Item = &mut Arc<Gemm>> {
-        [&mut self.ff_out, &mut self.ff_in, &mut self.out, &mut self.queries].into_iter().chain(&mut self.joint)
+        [&mut self.ff_out, &mut self.ff_in, &mut self.out, &mut self.queries]
+            .into_iter()
+            .chain(&mut self.joint)
     }
 }
 
