@@ -7,12 +7,8 @@ use super::queue::Queue;
 use super::source::{self, Source};
 
 const FILE: &str = include_str!("kernels/sequence_attention.cu");
-/// Groups of warps that share the keys of a tile: `GROUPS` of sequence_attention.cu.
+/// Groups of warps that share the keys of a step: `GROUPS` of sequence_attention.cu.
 const GROUPS: usize = 4;
-/// Keys of a tile.
-const TILE: usize = GROUPS * 16;
-/// Tiles that shared memory holds at most.
-const MOST_SLOTS: usize = 8;
 /// Warps along the queries, 16 each, of the kernel's instances.
 const QUERY_WARPS: [usize; 2] = [3, 1];
 /// Head widths that the kernel can be compiled for: multiples of this,
@@ -70,8 +66,10 @@ pub struct SequenceAttention {
 }
 
 pub(super) fn source(width: usize) -> Source {
-    let instance =
-        |warps: usize| format!("SEQUENCE_ATTENTION_KERNEL({}, {width}, {warps})\n", name(width, warps));
+    let instance = |warps: usize| {
+        let (name, keys) = (name(width, warps), group_keys(width));
+        format!("SEQUENCE_ATTENTION_KERNEL({name}, {width}, {warps}, {keys})\n")
+    };
     let instances = QUERY_WARPS.into_iter().map(instance).collect();
     Source { instances, ..Source::plain("sequence_attention.cu", FILE) }
 }
@@ -80,12 +78,17 @@ fn name(width: usize, warps: usize) -> String {
     format!("sequence_attention_{width}_{warps}")
 }
 
-/// Bytes of shared memory with room for so many tiles.
+/// Keys that a group of warps takes at once: as many as its registers, and a step of them shared memory, have room for.
+fn group_keys(width: usize) -> usize {
+    if width <= 96 { 48 } else { 32 }
+}
+
+/// Bytes of shared memory with room for so many steps.
 fn shared(width: usize, query_warps: usize, slots: usize) -> usize {
     let pitch = width.next_multiple_of(16) + 8;
     // Afterwards what all groups but one found.
     let found = (GROUPS - 1) * query_warps * (width / 2 + 4) * 32 * 4;
-    (slots * 2 * TILE * pitch * 2).max(found)
+    (slots * 2 * GROUPS * group_keys(width) * pitch * 2).max(found)
 }
 
 impl SequenceAttention {
@@ -140,14 +143,11 @@ impl SequenceAttention {
         unsafe { queue.launch(kernel, grid, threads, shared(self.width, *warps, slots) as u32, &arguments) }
     }
 
-    /// Tiles that shared memory has room for: all of them, as long as two blocks fit on a multiprocessor.
+    /// Steps that shared memory has room for: two, if there are two.
     fn slots(&self, warps: usize, keys: usize) -> usize {
-        let tiles = keys.div_ceil(TILE);
-        let room = self.gpu.shared_per_multiprocessor() as usize / 2 - (1 << 10);
-        let room = room.min(self.gpu.shared_per_block() as usize);
-        let fitting = (1..=MOST_SLOTS).rev().find(|&slots| shared(self.width, warps, slots) <= room);
-        // One is read while the other is filled.
-        fitting.unwrap_or(1).max(2).min(tiles)
+        let steps = keys.div_ceil(GROUPS * group_keys(self.width));
+        let two = shared(self.width, warps, 2) <= self.gpu.shared_per_block() as usize;
+        if two && steps > 1 { 2 } else { 1 }
     }
 
     fn check(&self, heads: usize, arguments: &SequenceAttentionArguments) -> Result<(), CudaError> {
@@ -181,16 +181,14 @@ mod tests {
     use crate::engine::ComputeCapability;
 
     #[test]
-    fn tiles_fit_into_the_shared_memory_of_every_generation() {
+    fn steps_fit_into_the_shared_memory_of_every_generation() {
         for ((major, minor), kilobytes) in [((8, 0), 163), ((8, 9), 99), ((9, 0), 227)] {
             let gpu = Gpu::emulated_with(ComputeCapability { major, minor }, kilobytes << 10);
             for width in (WIDTH_STEP..=MOST_WIDTH).step_by(WIDTH_STEP) {
                 let attention = SequenceAttention { gpu: gpu.clone(), width, instances: Vec::new() };
                 for warps in QUERY_WARPS {
                     for keys in [1, 64, 65, 324, 5000] {
-                        let slots = attention.slots(warps, keys);
-                        assert!(slots >= keys.div_ceil(TILE).min(2), "{width}, {keys}: {slots}");
-                        let bytes = shared(width, warps, slots);
+                        let bytes = shared(width, warps, attention.slots(warps, keys));
                         assert!(bytes <= (kilobytes << 10) as usize, "{width}, {keys}: {bytes}");
                     }
                 }
@@ -199,11 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_one_image_lie_in_shared_memory_all_at_once_or_nearly() {
-        let capability = ComputeCapability { major: 9, minor: 0 };
-        let gpu = Gpu::emulated_with(capability, 227 << 10);
-        let attention = SequenceAttention { gpu, width: 72, instances: Vec::new() };
-        assert_eq!(attention.slots(3, 324), 5);
-        assert_eq!(attention.slots(1, 122), 2);
+    fn keys_of_one_image_lie_in_shared_memory_all_at_once() {
+        for (capability, kilobytes) in [((9, 0), 227), ((8, 7), 163)] {
+            let capability = ComputeCapability { major: capability.0, minor: capability.1 };
+            let gpu = Gpu::emulated_with(capability, kilobytes << 10);
+            let attention = SequenceAttention { gpu, width: 72, instances: Vec::new() };
+            assert_eq!(attention.slots(3, 324), 2);
+            assert_eq!(attention.slots(1, 122), 1);
+        }
     }
 }

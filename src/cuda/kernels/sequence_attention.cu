@@ -1,9 +1,9 @@
 // Attention of many queries to many keys: the patches of an image, the tokens of a prompt. 16 queries of one head per warp,
 // softmax online in f32.
 //
-// A block has QUERY_WARPS times 16 queries. Keys and values stream through shared memory in tiles of 64, of which each of four
-// groups of warps takes 16 keys; what the groups found is put together at the end. Operands are bf16 rows at any strides, so
-// that they may lie in the product that made them.
+// A block has QUERY_WARPS times 16 queries. Keys and values pass through shared memory in steps, of which each of four groups of
+// warps takes its own KEYS keys at once; what the groups found is put together at the end. Operands are bf16 rows at any
+// strides, so that they may lie in the product that made them.
 
 struct Strides {
     long long sample, row, head;
@@ -19,37 +19,15 @@ struct SequenceAttentionArguments {
     int first;                 // key that stands where the first query stands
     int group;                 // heads that share a key
     int causal;                // whether keys behind a query's place are hidden
-    int slots;                 // tiles that shared memory holds: 2 to 8, or as many as there are
+    int slots;                 // steps that shared memory holds: 1 or 2
     float scale;               // of the scores, times log2(e)
 };
 
-// Waits until at most `pending` of this thread's groups of copies are on their way.
-DEVICE void copy_wait_for(int pending)
-{
-    switch (pending) {
-    case 0:
-        return copy_wait<0>();
-    case 1:
-        return copy_wait<1>();
-    case 2:
-        return copy_wait<2>();
-    case 3:
-        return copy_wait<3>();
-    case 4:
-        return copy_wait<4>();
-    case 5:
-        return copy_wait<5>();
-    case 6:
-        return copy_wait<6>();
-    default:
-        return copy_wait<7>();
-    }
-}
-
-template <int WIDTH, int QUERY_WARPS> DEVICE void sequence_attention(const SequenceAttentionArguments &args)
+template <int WIDTH, int QUERY_WARPS, int KEYS> DEVICE void sequence_attention(const SequenceAttentionArguments &args)
 {
     constexpr int GROUPS = 4;
-    constexpr int TILE = GROUPS * 16;
+    constexpr int STEP = GROUPS * KEYS;
+    constexpr int TILES = KEYS / 16;
     constexpr int ROWS = QUERY_WARPS * 16;
     constexpr int THREADS = GROUPS * QUERY_WARPS * 32;
     // What a product with the tensor core takes; behind the width are zeros.
@@ -57,7 +35,7 @@ template <int WIDTH, int QUERY_WARPS> DEVICE void sequence_attention(const Seque
     // Rows 16 bytes longer meet no bank twice.
     constexpr int PITCH = PADDED + 8;
     constexpr int VECTORS = PADDED / 8;
-    constexpr int STEPS = PADDED / 16;
+    constexpr int SLICES = PADDED / 16;
     constexpr int COLUMNS = WIDTH / 8;
 
     DYNAMIC_SHARED(uint4, shared);
@@ -72,38 +50,39 @@ template <int WIDTH, int QUERY_WARPS> DEVICE void sequence_attention(const Seque
     // Keys that any query of the block sees.
     const int last = args.first + first_query + ROWS;
     const int end = args.causal && last < args.keys ? last : args.keys;
-    const int tiles = (end + TILE - 1) / TILE;
-    const int slots = args.slots;
-    // (slots, key and value, TILE, PITCH)
+    const int steps = (end + STEP - 1) / STEP, slots = args.slots;
+    // (slots, key and value, STEP, PITCH)
     bf16 *const memory = (bf16 *)shared;
 
     release_successor();
     wait_for_predecessor();
-    auto load = [&](int tile) {
-        bf16 *slot = memory + tile % slots * (2 * TILE * PITCH);
-        for (int i = threadIdx.x; i < TILE * VECTORS; i += THREADS) {
-            const int row = i / VECTORS, column = i % VECTORS * 8, at = tile * TILE + row;
+    auto load = [&](int step) {
+        bf16 *slot = memory + step % slots * (2 * STEP * PITCH);
+        // Whole tiles, as far as there are keys.
+        const int first = step * STEP, rows = min(STEP, (end - first + 15) / 16 * 16);
+        for (int i = threadIdx.x; i < rows * VECTORS; i += THREADS) {
+            const int row = i / VECTORS, column = i % VECTORS * 8, at = first + row;
             const bool valid = at < args.keys && column < WIDTH;
             copy_async(slot + row * PITCH + column, valid ? key + at * args.key_stride.row + column : args.key, valid);
-            copy_async(slot + (TILE + row) * PITCH + column,
+            copy_async(slot + (STEP + row) * PITCH + column,
                        valid ? value + at * args.value_stride.row + column : args.value, valid);
         }
         copy_commit();
     };
-    for (int tile = 0; tile < slots && tile < tiles; tile++)
-        load(tile);
+    for (int step = 0; step < slots && step < steps; step++)
+        load(step);
 
-    u32 q[STEPS][4];
+    u32 q[SLICES][4];
     {
         const bf16 *row = args.query + sample * args.query_stride.sample + head * args.query_stride.head;
 #pragma unroll
-        for (int step = 0; step < STEPS; step++)
+        for (int slice = 0; slice < SLICES; slice++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int query = top_query + g + i % 2 * 8, column = step * 16 + i / 2 * 8 + t * 2;
-                q[step][i] = 0;
-                if (query < args.queries && step * 16 + i / 2 * 8 < WIDTH)
-                    q[step][i] = *(const u32 *)(row + query * args.query_stride.row + column);
+                const int query = top_query + g + i % 2 * 8, column = slice * 16 + i / 2 * 8 + t * 2;
+                q[slice][i] = 0;
+                if (query < args.queries && slice * 16 + i / 2 * 8 < WIDTH)
+                    q[slice][i] = *(const u32 *)(row + query * args.query_stride.row + column);
             }
     }
 
@@ -111,49 +90,45 @@ template <int WIDTH, int QUERY_WARPS> DEVICE void sequence_attention(const Seque
     // Of the scores before they are scaled.
     float highest[2] = {NONE, NONE}, weight[2] = {0.0f, 0.0f};
     float sums[COLUMNS][4] = {};
-    for (int tile = 0; tile < tiles; tile++) {
-        // Each tile is one group of copies. While tile 0 is awaited, as many as there are slots are on their way; later, those
-        // of the tile that comes next into the slot that was left last are not.
-        const int asked = tile == 0 ? slots : tile + slots - 1;
-        copy_wait_for((asked < tiles ? asked : tiles) - tile - 1);
-        __syncthreads();
-        if (tile > 0 && tile + slots - 1 < tiles)
-            load(tile + slots - 1);
-
-        const int first_key = tile * TILE + group * 16;
-        // The same for all of the warp.
-        if (first_key >= end || top_query >= args.queries || (args.causal && first_key > args.first + top_query + 15))
-            continue;
-        const bf16 *keys = memory + tile % slots * (2 * TILE * PITCH) + group * 16 * PITCH;
-        const bf16 *values = keys + TILE * PITCH;
-        float scores[2][4] = {};
+    // Of this warp's keys of a step.
+    auto attend = [&](const bf16 *keys, const bf16 *values, int first_key) {
+        float scores[TILES][2][4] = {};
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            u32 b[4];
-            load_matrices(b, keys + (lane / 16 * 8 + lane % 8) * PITCH + step * 16 + lane / 8 % 2 * 8);
-            mma(scores[0], q[step][0], q[step][1], q[step][2], q[step][3], b[0], b[1]);
-            mma(scores[1], q[step][0], q[step][1], q[step][2], q[step][3], b[2], b[3]);
+        for (int tile = 0; tile < TILES; tile++) {
+            if (first_key + tile * 16 >= end)
+                break;
+#pragma unroll
+            for (int slice = 0; slice < SLICES; slice++) {
+                u32 b[4];
+                load_matrices(b, keys + (tile * 16 + lane / 16 * 8 + lane % 8) * PITCH + slice * 16 + lane / 8 % 2 * 8);
+                mma(scores[tile][0], q[slice][0], q[slice][1], q[slice][2], q[slice][3], b[0], b[1]);
+                mma(scores[tile][1], q[slice][0], q[slice][1], q[slice][2], q[slice][3], b[2], b[3]);
+            }
         }
-        // Which of them count, a bit each.
-        u32 seen = 0;
+        // Scores of keys that do not count are NONE; mostly all do. The same for all of the warp.
+        const bool all = first_key + KEYS <= args.keys && !args.mask && top_query + 16 <= args.queries &&
+                         (!args.causal || first_key + KEYS - 1 <= args.first + top_query);
+        if (!all) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int at = first_key + i / 4 * 8 + t * 2 + i % 2, query = top_query + g + i / 2 % 2 * 8;
-            bool attend = at < args.keys && query < args.queries && (!args.causal || at <= args.first + query);
-            if (args.mask && attend)
-                attend = args.mask[sample * args.mask_sample + query * args.mask_row + at] != 0;
-            seen |= (u32)attend << i;
+            for (int i = 0; i < TILES * 8; i++) {
+                const int at = first_key + i / 4 * 8 + t * 2 + i % 2, query = top_query + g + i / 2 % 2 * 8;
+                bool seen = at < args.keys && query < args.queries && (!args.causal || at <= args.first + query);
+                if (args.mask && seen)
+                    seen = args.mask[sample * args.mask_sample + query * args.mask_row + at] != 0;
+                if (!seen)
+                    scores[i / 8][i / 4 % 2][i % 4] = NONE;
+            }
         }
-        float raised[2] = {highest[0], highest[1]};
+        float raised[2] = {highest[0], highest[1]}, scaled[2];
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            raised[i / 2 % 2] = fmaxf(raised[i / 2 % 2], seen >> i & 1 ? scores[i / 4][i % 4] : NONE);
-        float scaled[2];
+        for (int i = 0; i < TILES * 8; i++)
+            raised[i / 2 % 2] = fmaxf(raised[i / 2 % 2], scores[i / 8][i / 4 % 2][i % 4]);
 #pragma unroll
         for (int row = 0; row < 2; row++) {
             raised[row] = fmaxf(raised[row], shuffle_xor(raised[row], 1));
             raised[row] = fmaxf(raised[row], shuffle_xor(raised[row], 2));
-            scaled[row] = raised[row] * args.scale;
+            // Where no key counts, nothing is higher than NONE: then nothing may count as the highest.
+            scaled[row] = raised[row] > NONE ? raised[row] * args.scale : 0.0f;
             const float factor = exp2_fast((highest[row] - raised[row]) * args.scale);
             highest[row] = raised[row];
             weight[row] *= factor;
@@ -164,21 +139,44 @@ template <int WIDTH, int QUERY_WARPS> DEVICE void sequence_attention(const Seque
             }
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            float &score = scores[i / 4][i % 4];
-            // Where no key counts, nothing is higher than NONE.
-            score = seen >> i & 1 ? exp2_fast(fmaf(score, args.scale, -scaled[i / 2 % 2])) : 0.0f;
+        for (int i = 0; i < TILES * 8; i++) {
+            float &score = scores[i / 8][i / 4 % 2][i % 4];
+            score = exp2_fast(fmaf(score, args.scale, -scaled[i / 2 % 2]));
             weight[i / 2 % 2] += score;
         }
-        const u32 a0 = pack_bf16(scores[0][0], scores[0][1]), a1 = pack_bf16(scores[0][2], scores[0][3]);
-        const u32 a2 = pack_bf16(scores[1][0], scores[1][1]), a3 = pack_bf16(scores[1][2], scores[1][3]);
 #pragma unroll
-        for (int column = 0; column < COLUMNS; column += 2) {
-            u32 b[4];
-            load_matrices_transposed(b, values + lane % 16 * PITCH + column * 8 + lane / 16 * 8);
-            mma(sums[column], a0, a1, a2, a3, b[0], b[1]);
-            if (column + 1 < COLUMNS)
-                mma(sums[column + 1], a0, a1, a2, a3, b[2], b[3]);
+        for (int tile = 0; tile < TILES; tile++) {
+            if (first_key + tile * 16 >= end)
+                break;
+            const float(&left)[4] = scores[tile][0], (&right)[4] = scores[tile][1];
+            const u32 a0 = pack_bf16(left[0], left[1]), a1 = pack_bf16(left[2], left[3]);
+            const u32 a2 = pack_bf16(right[0], right[1]), a3 = pack_bf16(right[2], right[3]);
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column += 2) {
+                u32 b[4];
+                load_matrices_transposed(b, values + (tile * 16 + lane % 16) * PITCH + column * 8 + lane / 16 * 8);
+                mma(sums[column], a0, a1, a2, a3, b[0], b[1]);
+                if (column + 1 < COLUMNS)
+                    mma(sums[column + 1], a0, a1, a2, a3, b[2], b[3]);
+            }
+        }
+    };
+    for (int step = 0; step < steps; step++) {
+        // Each step is one group of copies; with two slots the next one may still be on its way.
+        if (slots > 1 && step + 1 < steps)
+            copy_wait<1>();
+        else
+            copy_wait<0>();
+        __syncthreads();
+        const int first_key = step * STEP + group * KEYS;
+        // The same for all of the warp.
+        if (first_key < end && top_query < args.queries && (!args.causal || first_key <= args.first + top_query + 15)) {
+            const bf16 *keys = memory + step % slots * (2 * STEP * PITCH) + group * KEYS * PITCH;
+            attend(keys, keys + STEP * PITCH, first_key);
+        }
+        if (step + slots < steps) {
+            __syncthreads();
+            load(step + slots);
         }
     }
 #pragma unroll
@@ -248,5 +246,8 @@ template <int WIDTH, int QUERY_WARPS> DEVICE void sequence_attention(const Seque
     }
 }
 
-#define SEQUENCE_ATTENTION_KERNEL(name, WIDTH, QUERY_WARPS)                                                            \
-    BOUNDED_KERNEL(name, SequenceAttentionArguments, 128 * QUERY_WARPS) { sequence_attention<WIDTH, QUERY_WARPS>(args); }
+#define SEQUENCE_ATTENTION_KERNEL(name, WIDTH, QUERY_WARPS, KEYS)                                                      \
+    BOUNDED_KERNEL(name, SequenceAttentionArguments, 128 * QUERY_WARPS)                                                \
+    {                                                                                                                  \
+        sequence_attention<WIDTH, QUERY_WARPS, KEYS>(args);                                                            \
+    }
