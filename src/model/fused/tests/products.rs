@@ -66,7 +66,7 @@ fn products_of_a_few_rows_agree_with_the_plain_ones() {
 #[test]
 fn every_shape_of_hopper_s_product_agrees_with_the_plain_one() {
     for machine in Machine::all("every_shape_of_hopper_s_product_agrees_with_the_plain_one") {
-        let mut cases = vec![(35, 200, 1160), (72, 52, 264)];
+        let mut cases = vec![(35, 200, 1160), (72, 52, 1032)];
         let mut groups = Vec::new();
         for (i, shape) in Warpgroup::ALL.into_iter().enumerate() {
             groups.extend([shape, shape.in_clusters(Warpgroup::CLUSTERS[i % Warpgroup::CLUSTERS.len()])]);
@@ -74,8 +74,10 @@ fn every_shape_of_hopper_s_product_agrees_with_the_plain_one() {
         if !machine.is_emulated() {
             cases.extend([(51, 1536, 1536), (17, 192, 520), (120, 144, 256), (3, 100, 24)]);
         }
+        let least = 2 * groups.len();
         let tried = check(&machine, machine.gemms([], groups, &[]), &cases);
-        assert!(tried > 50, "{tried}");
+        // Each shape in each case at least once.
+        assert!(tried >= least, "{tried} of {least}");
     }
 }
 
