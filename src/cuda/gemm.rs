@@ -279,92 +279,73 @@ impl Gemms {
         call: &GemmCall,
     ) -> Result<(), CudaError> {
         let GemmShape { rows, n, k, finish } = gemm.shape;
+        let finished = finish.filter(|_| match &gemm.plan {
+            Plan::Library(library) => library.gelu,
+            plan => plan.parts() == 1,
+        });
+        // A part of a finished product would need the others: they are summed by another kernel.
+        let apart = finish.is_some() && finished.is_none();
+        let out = if apart { call.parts } else { call.out };
+        let activation = finished.unwrap_or(Activation::None) as i32;
+        let (tiles, blocks) = skinny::token_tiles(rows);
         match &gemm.plan {
             Plan::Own { skinny, split, depth, prefetch } => {
-                let (tiles, blocks) = skinny::token_tiles(rows);
-                let kernel = self
-                    .own
-                    .get(&tiles)
-                    .and_then(|all| all.iter().find(|(shape, _)| shape == skinny))
-                    .map(|(_, kernel)| kernel);
-                let kernel = kernel.ok_or_else(|| {
-                    CudaError::argument("product", "a kernel that was compiled for its rows", rows)
-                })?;
-                // A part of a finished product would need the others: they are summed by another kernel.
-                let direct = finish.filter(|_| gemm.plan.parts() == 1);
+                let kernel = compiled(&self.own, tiles, skinny)?;
                 let arguments = SkinnyArguments {
                     activations: call.activations,
                     weight: call.weight,
                     bias: call.bias,
-                    out: if finish.is_some() && direct.is_none() { call.parts } else { call.out },
+                    out,
                     ahead: call.ahead,
                     rows: rows as i32,
                     n: n as i32,
                     k: k as i32,
                     stride: k as i32,
                     split: *split as i32,
-                    finished: i32::from(direct.is_some()),
-                    activation: direct.unwrap_or(Activation::None) as i32,
+                    finished: i32::from(finished.is_some()),
+                    activation,
                     prefetch: i32::from(*prefetch),
                 };
                 let grid = [n.div_ceil(skinny.columns()), *depth, blocks];
+                let shared = skinny.shared(tiles) as u32;
                 // SAFETY: by this function's contract.
-                unsafe {
-                    queue.launch(kernel, grid, skinny.threads(), skinny.shared(tiles) as u32, &arguments)?
-                };
-                if finish.is_some() && direct.is_none() {
-                    // SAFETY: as above.
-                    unsafe { self.finish(kernels, queue, gemm, call)? };
-                }
-                Ok(())
+                unsafe { queue.launch(kernel, grid, skinny.threads(), shared, &arguments)? };
             }
             Plan::Warpgroup { shape, split, depth } => {
-                let (tiles, blocks) = skinny::token_tiles(rows);
-                let kernel = self.warpgroups.get(&tiles).and_then(|all| all.iter().find(|(s, _)| s == shape));
-                let (_, kernel) = kernel.ok_or_else(|| {
-                    CudaError::argument("product", "a kernel that was compiled for its rows", rows)
-                })?;
-                let direct = finish.filter(|_| gemm.plan.parts() == 1);
+                let kernel = compiled(&self.warpgroups, tiles, shape)?;
                 let arguments = WarpgroupArguments {
                     weight: TensorMap::new(&self.gpu, call.weight, n, k, 64)?,
                     activations: TensorMap::new(&self.gpu, call.activations, rows, k, tiles * 8)?,
                     bias: call.bias,
-                    out: if finish.is_some() && direct.is_none() { call.parts } else { call.out },
+                    out,
                     ahead: call.ahead,
                     rows: rows as i32,
                     n: n as i32,
                     k: k as i32,
                     split: *split as i32,
-                    finished: i32::from(direct.is_some()),
-                    activation: direct.unwrap_or(Activation::None) as i32,
+                    finished: i32::from(finished.is_some()),
+                    activation,
                 };
                 let grid = [n.div_ceil(shape.columns()), *depth, blocks];
+                let shared = shape.shared(tiles) as u32;
                 // SAFETY: by this function's contract.
-                unsafe {
-                    queue.launch(kernel, grid, shape.threads(), shape.shared(tiles) as u32, &arguments)?;
-                }
-                if finish.is_some() && direct.is_none() {
-                    // SAFETY: as above.
-                    unsafe { self.finish(kernels, queue, gemm, call)? };
-                }
-                Ok(())
+                unsafe { queue.launch(kernel, grid, shape.threads(), shared, &arguments)? };
             }
             Plan::Library(library) => {
                 let (blas, workspace) = self
                     .blas
                     .as_ref()
                     .map_err(|reason| CudaError::Library { name: "cuBLASLt", tried: reason.clone() })?;
-                let out = if finish.is_some() && !library.gelu { call.parts } else { call.out };
                 let addresses = [call.activations, call.weight, call.bias_bf16, out, workspace.address()];
                 // SAFETY: by this function's contract; the workspace has the size that was allowed.
                 unsafe { blas.multiply(queue, library, addresses)? };
-                if finish.is_some() && !library.gelu {
-                    // SAFETY: as above.
-                    unsafe { self.finish(kernels, queue, gemm, call)? };
-                }
-                Ok(())
             }
         }
+        if apart {
+            // SAFETY: by this function's contract.
+            unsafe { self.finish(kernels, queue, gemm, call)? };
+        }
+        Ok(())
     }
 
     /// # Safety
@@ -390,4 +371,16 @@ impl Gemms {
         // SAFETY: by this function's contract.
         unsafe { kernels.finish(queue, &arguments) }
     }
+}
+
+/// The kernel of a shape for blocks of so many tiles of tokens.
+fn compiled<'a, Shape: PartialEq>(
+    all: &'a HashMap<usize, Vec<(Shape, Kernel)>>,
+    tiles: usize,
+    shape: &Shape,
+) -> Result<&'a Kernel, CudaError> {
+    let found = all.get(&tiles).and_then(|all| all.iter().find(|(known, _)| known == shape));
+    found.map(|(_, kernel)| kernel).ok_or_else(|| {
+        CudaError::argument("product", "a kernel that was compiled for its rows", format!("{tiles} tiles"))
+    })
 }
