@@ -119,7 +119,9 @@ fn a_trajectory_has_the_numbers_that_the_library_computes_for_the_same_observati
     ]
     .map(|limit| format!("{limit}_ms:=60000.0"))
     .to_vec();
-    let mut parameters = vec!["noise_seed:=11", "step_time:=1.0", "max_skew_ms:=10000.0"];
+    // A status line before the first trajectory, however fast the machine is.
+    let mut parameters =
+        vec!["noise_seed:=11", "step_time:=1.0", "max_skew_ms:=10000.0", "status_period:=0.1"];
     parameters.extend(patient.iter().map(String::as_str));
     let running = RunningNode::start(domain, &parameters);
     let mut publish = |topic: &str, kind: &str, qos: &str, message: Value| {

@@ -48,7 +48,9 @@ def write_video(path, camera, episodes):
     """One video of several episodes, one after the other."""
     size, codec, pixels, space, span = CAMERAS[camera]
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"libx264": {"g": "8", "bf": "3"}, "libsvtav1": {"g": "8", "preset": "10"},
+    # SVT-AV1 on many threads has crashed once in a great many runs.
+    options = {"libx264": {"g": "8", "bf": "3"},
+               "libsvtav1": {"g": "8", "preset": "10", "svtav1-params": "lp=1"},
                "libx265": {"x265-params": "keyint=8:log-level=none"}}[codec]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
