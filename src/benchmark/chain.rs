@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use image::RgbImage;
-use ndarray::{Array2, Array3, Array4, Axis};
+use ndarray::{Array2, Array3, Axis};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::{
     checkpoint::{ModelConfig, processor_config::ProcessorConfig, statistics::Statistics},
     model::policy::seeded_noise,
     observation::Observation,
-    processor::{ModelInputs, Processor, ProcessorError, image::ImageTransform, text::PromptTokenizer},
+    processor::{ModelInputs, Processor, ProcessorError, text::PromptTokenizer},
 };
 
 /// Embodiment tag, and the instruction whose prompt is drawn.
@@ -111,11 +111,6 @@ impl Chain {
         Ok(&self.set(set)?.observations)
     }
 
-    /// What turns frames into images.
-    pub fn image_transform(&self) -> &ImageTransform {
-        self.processor.image_transform()
-    }
-
     /// The raw frames of set `set`, with their cameras, in the order of the network.
     ///
     /// # Errors
@@ -126,14 +121,6 @@ impl Chain {
             frames.extend(self.processor.frames(observation)?);
         }
         Ok(frames)
-    }
-
-    /// The images that the node makes of such frames, (frames, height, width, 3).
-    ///
-    /// # Errors
-    /// There are no frames.
-    pub fn images(&self, frames: &[(&str, &RgbImage)]) -> Result<Array4<u8>, ProcessorError> {
-        self.processor.images(frames)
     }
 
     /// The noise of set `set`, (batch, horizon, max action dim).
@@ -290,7 +277,7 @@ mod tests {
             assert_eq!(inputs.images.dim(), (images, height, width, 0));
             let made: Vec<u8> = frames
                 .iter()
-                .flat_map(|frame| chain.image_transform().apply(frame).unwrap().into_raw())
+                .flat_map(|frame| chain.processor.image_transform().apply(frame).unwrap().into_raw())
                 .collect();
             assert!(prepared.images.iter().eq(&made));
         }

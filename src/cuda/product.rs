@@ -13,19 +13,12 @@ use super::error::CudaError;
 use super::gpu::{Gpu, Memory};
 use super::kernels::Kernels;
 use super::queue::{Queue, Recording};
+use super::tune::{CHAIN, POOL, SPREAD, microseconds};
 
 /// Bytes of workspace that a way may take.
 const WORKSPACE: usize = 32 << 20;
 /// Ways that are tried.
 const CANDIDATES: usize = 32;
-/// Weights in rotation: several times any L2 cache, as they come from memory in a tick.
-const POOL: usize = 192 << 20;
-/// Products of a recording.
-const CHAIN: usize = 24;
-/// Launches of a recording that count; two more warm up.
-const ROUNDS: usize = 5;
-/// Spread of the values.
-const SPREAD: f32 = 0.05;
 /// What the addresses of operands are multiples of, as cuBLASLt takes for granted.
 const ALIGNMENT: u64 = 256;
 
@@ -249,10 +242,7 @@ impl Bench {
         let mut recording = Recording::new(&self.stream, false, |queue| {
             (0..CHAIN).try_for_each(|turn| multiply(queue, turn))
         })?;
-        let mut times = recording.time(ROUNDS + 2)?;
-        times.drain(..2);
-        times.sort_by(f32::total_cmp);
-        Ok(f64::from(times[times.len() / 2]) * 1000.0 / CHAIN as f64)
+        microseconds(&mut recording)
     }
 }
 

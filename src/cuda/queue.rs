@@ -217,6 +217,17 @@ impl Recording {
         }
         Ok(times)
     }
+
+    /// The median of [`time`](Self::time), after `warm_up` launches that do not count.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn median(&mut self, warm_up: usize, count: usize) -> Result<f32, CudaError> {
+        let mut times = self.time(warm_up + count)?;
+        times.drain(..warm_up);
+        times.sort_by(f32::total_cmp);
+        Ok(times.get(times.len() / 2).copied().unwrap_or(f32::NAN))
+    }
 }
 
 impl Drop for Recording {

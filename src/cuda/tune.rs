@@ -15,17 +15,18 @@ use super::skinny;
 
 /// Ways of cuBLASLt that are tried.
 const LIBRARY_CANDIDATES: usize = 16;
-/// Weights in rotation: several times any L2 cache.
-const POOL: usize = 192 << 20;
+/// Bytes of weights in rotation: several times any L2 cache, as they come from memory in a tick.
+pub(super) const POOL: usize = 192 << 20;
 /// Products of a recording.
-const CHAIN: usize = 24;
-/// Launches of a recording that count; two more warm up.
+pub(super) const CHAIN: usize = 24;
+/// Launches of a recording that warm up, and that count.
+const WARM_UP: usize = 2;
 const ROUNDS: usize = 5;
 /// Ways that are kept for a shape, and of those that are much alike.
 const WAYS: usize = 10;
 const ALIKE: usize = 3;
 /// Spread of the values: products stay small.
-const SPREAD: f32 = 0.05;
+pub(super) const SPREAD: f32 = 0.05;
 
 /// One way to compute a product, and how long it took.
 #[derive(Debug, Clone)]
@@ -224,6 +225,11 @@ fn splits(k: usize, chunk: usize, across: usize, multiprocessors: usize) -> Vec<
     all
 }
 
+/// Microseconds of each of the [`CHAIN`] products of a recording.
+pub(super) fn microseconds(recording: &mut Recording) -> Result<f64, CudaError> {
+    Ok(f64::from(recording.median(WARM_UP, ROUNDS)?) * 1000.0 / CHAIN as f64)
+}
+
 /// Memory and operands for timing one shape.
 struct Bench {
     pool: super::Memory,
@@ -304,10 +310,7 @@ impl Bench {
             }
             Ok::<(), CudaError>(())
         })?;
-        let mut times = recording.time(ROUNDS + 2)?;
-        times.drain(..2);
-        times.sort_by(f32::total_cmp);
-        Ok(f64::from(times[times.len() / 2]) * 1000.0 / CHAIN as f64)
+        microseconds(&mut recording)
     }
 }
 

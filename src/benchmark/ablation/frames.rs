@@ -26,7 +26,7 @@ pub(super) fn measure(
         return Err(Failure::NotHere("needs an NVIDIA GPU"));
     };
     let stream = Stream::current(ordinal)?;
-    let mut gpu = GpuFrames::new(ordinal, chain.image_transform())?;
+    let mut gpu = GpuFrames::new(ordinal, chain.processor().image_transform())?;
     let mut own = None;
     let (mut on, mut off) = (LatencySamples::default(), LatencySamples::default());
     for set in 0..(warm_up + iterations) as usize {
@@ -39,7 +39,7 @@ pub(super) fn measure(
         let with = start.elapsed();
 
         let start = Instant::now();
-        let images = chain.images(&named)?;
+        let images = chain.processor().images(&named)?;
         // In standard layout, as the processor makes it.
         let bytes = images.as_slice().unwrap_or(&[]);
         let (staging, tensor) = match &mut own {

@@ -35,6 +35,20 @@ DEVICE float4 unpack4(uint2 packed)
 
 DEVICE uint2 pack4(float4 v) { return make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)); }
 
+// Four neighbours of a row of a product: as they are, f32 of one of its parts, or finished, with bias and activation, in bf16.
+template <typename Arguments> DEVICE void write_product(const Arguments &args, float4 sum, long long part, long long row, int n)
+{
+    if (!args.finished) {
+        *(float4 *)((float *)args.out + (part * args.rows + row) * args.n + n) = sum;
+        return;
+    }
+    if (args.bias)
+        sum = add4(sum, *(const float4 *)(args.bias + n));
+    sum = make_float4(activate(sum.x, args.activation), activate(sum.y, args.activation),
+                      activate(sum.z, args.activation), activate(sum.w, args.activation));
+    *(uint2 *)((bf16 *)args.out + row * args.n + n) = pack4(sum);
+}
+
 // The sum of the parts of a split product, in the order of the parts: the same result in every run.
 DEVICE float4 sum_parts(const float *parts, int count, long long stride)
 {

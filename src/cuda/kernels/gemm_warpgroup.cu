@@ -140,16 +140,7 @@ template <int GROUPS, int DEPTH, int STAGES, int NT, int CLUSTER> DEVICE void ge
             const float *from = all + token * PITCH + column;
             sum = add4(sum, CLUSTER > 1 ? load_from_peer(from, peer) : *(const float4 *)from);
         }
-        const long long row = first_token + token;
-        if (!args.finished) {
-            *(float4 *)((float *)args.out + ((long long)part * args.rows + row) * args.n + n) = sum;
-            continue;
-        }
-        if (args.bias)
-            sum = add4(sum, *(const float4 *)(args.bias + n));
-        sum = make_float4(activate(sum.x, args.activation), activate(sum.y, args.activation),
-                          activate(sum.z, args.activation), activate(sum.w, args.activation));
-        *(uint2 *)((bf16 *)args.out + row * args.n + n) = pack4(sum);
+        write_product(args, sum, part, first_token + token, n);
     }
     // Nobody leaves while another reads its memory.
     if (CLUSTER > 1)

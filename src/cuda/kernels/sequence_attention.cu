@@ -90,6 +90,15 @@ template <int WIDTH, int QUERY_WARPS, int KEYS> DEVICE void sequence_attention(c
     // Of the scores before they are scaled.
     float highest[2] = {NONE, NONE}, weight[2] = {0.0f, 0.0f};
     float sums[COLUMNS][4] = {};
+    // Of a row, as what is highest has risen.
+    auto rescale = [&](int row, float factor) {
+        weight[row] *= factor;
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+            sums[column][row * 2] *= factor;
+            sums[column][row * 2 + 1] *= factor;
+        }
+    };
     // Of this warp's keys of a step.
     auto attend = [&](const bf16 *keys, const bf16 *values, int first_key) {
         float scores[TILES][2][4] = {};
@@ -129,14 +138,8 @@ template <int WIDTH, int QUERY_WARPS, int KEYS> DEVICE void sequence_attention(c
             raised[row] = fmaxf(raised[row], shuffle_xor(raised[row], 2));
             // Where no key counts, nothing is higher than NONE: then nothing may count as the highest.
             scaled[row] = raised[row] > NONE ? raised[row] * args.scale : 0.0f;
-            const float factor = exp2_fast((highest[row] - raised[row]) * args.scale);
+            rescale(row, exp2_fast((highest[row] - raised[row]) * args.scale));
             highest[row] = raised[row];
-            weight[row] *= factor;
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-                sums[column][row * 2] *= factor;
-                sums[column][row * 2 + 1] *= factor;
-            }
         }
 #pragma unroll
         for (int i = 0; i < TILES * 8; i++) {
@@ -211,13 +214,7 @@ template <int WIDTH, int QUERY_WARPS, int KEYS> DEVICE void sequence_attention(c
             top[row] = fmaxf(top[row], found[((other * QUERY_WARPS + part) * FOUND + COLUMNS * 4 + row) * 32]);
 #pragma unroll
     for (int row = 0; row < 2; row++) {
-        const float factor = exp2_fast((highest[row] - top[row]) * args.scale);
-        weight[row] *= factor;
-#pragma unroll
-        for (int column = 0; column < COLUMNS; column++) {
-            sums[column][row * 2] *= factor;
-            sums[column][row * 2 + 1] *= factor;
-        }
+        rescale(row, exp2_fast((highest[row] - top[row]) * args.scale));
     }
 #pragma unroll
     for (int other = 0; other < GROUPS - 1; other++) {

@@ -72,11 +72,6 @@ pub struct StageTime {
     pub marginal: f32,
 }
 
-fn median(mut times: Vec<f32>) -> f32 {
-    times.sort_by(f32::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f32::NAN)
-}
-
 /// The fused denoising step.
 pub struct FusedVelocity {
     /// The one in use is the last.
@@ -255,7 +250,7 @@ impl FusedVelocity {
     fn time_of(&self, tick: &Tick) -> Result<f32, ModelError> {
         let queue = |queue: &Queue| tick.queue(&self.machine, queue, Run::All);
         let mut recording = Recording::new(&self.private, self.overlap, queue)?;
-        Ok(median(recording.time(TUNING_RUNS)?))
+        Ok(recording.median(0, TUNING_RUNS)?)
     }
 
     /// Milliseconds of each of `count` runs of all steps on the last tick's inputs, by the GPU's own clock.
@@ -276,15 +271,15 @@ impl FusedVelocity {
     /// # Errors
     /// As [`time`](Self::time).
     pub fn profile(&mut self, count: usize) -> Result<Vec<StageTime>, ModelError> {
-        let whole = median(self.time(count)?);
         let (machine, overlap) = (&self.machine, self.overlap);
         let tick = self.ticks.last().ok_or_else(no_tick)?;
         let time = |stages: Stages| -> Result<f32, ModelError> {
             let mut recording = Recording::new(&self.private, overlap, |queue| {
                 tick.queue_stages(machine, queue, Run::All, stages)
             })?;
-            Ok(median(recording.time(count)?))
+            Ok(recording.median(0, count)?)
         };
+        let whole = time(Stages::ALL)?;
         let used = Stage::ALL.into_iter().filter(|&stage| tick.launches(machine, stage) > 0);
         used.map(|stage| {
             Ok(StageTime {
@@ -458,17 +453,19 @@ impl VelocityEngine for FusedVelocity {
                 // What was chosen is a matter of the rows alone: a prompt of another length, which may come while a robot
                 // moves, is not worth trying it all again.
                 let rows = |shape: &TickShape| (shape.samples, shape.states);
-                let known = self.ticks.iter().position(|tick| rows(&tick.shape) == rows(&shape));
-                let known_tick = known.and_then(|at| self.ticks.get(at));
-                let mut tick = Tick::new(&mut self.machine, shape, known_tick, self.device)?;
-                if known.is_none() {
-                    // On another stream than the one that has just filled it.
-                    self.wait();
-                    self.tune(&mut tick)?;
-                }
+                let known =
+                    self.ticks.iter().find(|tick| rows(&tick.shape) == rows(&shape)).map(Tick::choices);
+                let is_known = known.is_some();
+                // Before memory for another is taken.
                 if self.ticks.len() >= KEPT {
                     self.wait();
                     drop(self.ticks.remove(0));
+                }
+                let mut tick = Tick::new(&mut self.machine, shape, known, self.device)?;
+                if !is_known {
+                    // On another stream than the one that has just filled it.
+                    self.wait();
+                    self.tune(&mut tick)?;
                 }
                 self.ticks.push(tick);
             }

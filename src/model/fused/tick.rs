@@ -87,6 +87,12 @@ impl Products {
     }
 }
 
+/// What was chosen by timing whole runs, which other ticks of as many rows take over.
+pub struct Choices {
+    products: Products,
+    ahead: usize,
+}
+
 /// Keys and values of a group of blocks.
 struct Cross {
     /// bf16 (samples, tokens, blocks · 2 · width).
@@ -230,7 +236,7 @@ impl Tick {
     pub fn new(
         machine: &mut Machine,
         shape: TickShape,
-        known: Option<&Self>,
+        known: Option<Choices>,
         device: Device,
     ) -> Result<Self, ModelError> {
         let Machine { gemms, kernels, weights, sizes, .. } = machine;
@@ -262,7 +268,7 @@ impl Tick {
         let room = |gemm: &Gemm| gemm.plan.parts() * gemm.shape.rows * gemm.shape.n;
         let ways = tuned.all().flat_map(|gemm| gemms.ways(gemm.shape));
         let parts = ways.map(|gemm| room(gemm)).max();
-        let products = known.map_or(tuned, |known| known.products.clone());
+        let Choices { products, ahead } = known.unwrap_or(Choices { products: tuned, ahead: 0 });
         let bf16 = |shape: [usize; 2]| Tensor::f_zeros(shape.map(|n| n as i64), (Kind::BFloat16, device));
         let f32 = |shape: [usize; 3]| Tensor::f_zeros(shape.map(|n| n as i64), (Kind::Float, device));
         let cross_memory = |group: &Option<CrossGroup>, tokens: usize| -> Result<Option<Cross>, ModelError> {
@@ -293,11 +299,16 @@ impl Tick {
             hidden: bf16([rows, cross.ff_in.outputs()])?,
             decoded: bf16([actions, weights.decode.outputs()])?,
             parts: f32([1, 1, parts.unwrap_or(0)])?,
-            ahead: known.map_or(0, |known| known.ahead),
+            ahead,
             products,
             shape,
             recordings: Vec::new(),
         })
+    }
+
+    /// What was chosen.
+    pub fn choices(&self) -> Choices {
+        Choices { products: self.products.clone(), ahead: self.ahead }
     }
 
     /// The blocks' products, by place: those that take longest first.
